@@ -1,0 +1,33 @@
+"""What every test runs under: eight fake devices, checked annotations, no silent promotion."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("l2s_jax", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real benchmarks, traces and tokenizers; skips where it is not at hand."""
+    root = pathlib.Path(os.environ.get("L2S_SHARED", REPOSITORY.parent / "shared"))
+    if not (root / "data").is_dir():
+        pytest.skip(f"real data not found: {root / 'data'} (set L2S_SHARED to its parent)")
+    return root / "data"
