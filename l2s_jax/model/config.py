@@ -1,0 +1,122 @@
+"""The shape of a decoder, and its translation from and to a Hugging Face `config.json`.
+
+Lives here: `ModelConfig` and the two translations for the Qwen2 family. Not here: weights
+(`model/hf.py`), how the arrays are laid over devices (`sharding.py`).
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+DTypeName = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Qwen2-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    vocab_size: int  # rows of the embedding, padding rows included
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_width: int
+    rope_theta: float = 1e6
+    rms_eps: float = 1e-6
+    tied: bool = True  # the output head is the embedding
+    qkv_bias: bool = True
+    max_positions: int = 32768  # what the weights were trained for; longer is a user's error
+    dtype: DTypeName = "float32"  # of the computation; parameters are float32
+    remat: bool = False  # recompute each block in the backward pass
+
+    def __post_init__(self):
+        for name in (
+            "vocab_size width num_layers num_heads num_kv_heads head_dim ffn_width max_positions"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"ModelConfig.{name}={getattr(self, name)}: must be at least 1.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"ModelConfig.num_heads={self.num_heads} is no multiple of"
+                f" num_kv_heads={self.num_kv_heads}: query heads share key heads evenly."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"ModelConfig.head_dim={self.head_dim}: rotary positions turn pairs of entries;"
+                " make it even."
+            )
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.dtype)
+
+
+def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
+    """The decoder that a `config.json` describes; refuses by name what we do not implement."""
+    kind = hf.get("model_type")
+    if kind != "qwen2":
+        raise ValueError(
+            f"config.json: model_type={kind!r} is not implemented. Use a qwen2 model (Qwen2,"
+            " Qwen2.5, Qwen2.5-Math, DeepSeek-R1-Distill-Qwen)."
+        )
+    if hf.get("use_sliding_window"):
+        raise ValueError(
+            "config.json: use_sliding_window=true is not implemented; set it to false if the"
+            " model was trained with full attention."
+        )
+    # transformers 5 writes rope_parameters; older releases rope_theta and rope_scaling.
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"config.json: rope type {rope_type!r} is not implemented.")
+    if hf.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"config.json: hidden_act={hf['hidden_act']!r}; only silu is implemented.")
+    try:
+        width, num_heads = hf["hidden_size"], hf["num_attention_heads"]
+        return ModelConfig(
+            vocab_size=hf["vocab_size"],
+            width=width,
+            num_layers=hf["num_hidden_layers"],
+            num_heads=num_heads,
+            num_kv_heads=hf.get("num_key_value_heads", num_heads),
+            head_dim=hf.get("head_dim") or width // num_heads,
+            ffn_width=hf["intermediate_size"],
+            rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
+            rms_eps=hf.get("rms_norm_eps", 1e-6),
+            tied=hf.get("tie_word_embeddings", False),
+            max_positions=hf.get("max_position_embeddings", 32768),
+        )
+    except KeyError as missing:
+        raise ValueError(f"config.json lacks the field {missing}; is it a whole one?") from None
+
+
+def to_hf_config(cfg: ModelConfig, *, stop_id: int, pad_id: int | None) -> dict[str, Any]:
+    """The `config.json` from which transformers builds the same decoder."""
+    if not cfg.qkv_bias or cfg.head_dim * cfg.num_heads != cfg.width:
+        raise ValueError(
+            f"ModelConfig(qkv_bias={cfg.qkv_bias}, head_dim={cfg.head_dim}) is no Qwen2 model:"
+            " transformers' Qwen2 has query, key and value biases and width = heads * head_dim."
+        )
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.width,
+        "intermediate_size": cfg.ffn_width,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": cfg.max_positions,
+        "rms_norm_eps": cfg.rms_eps,
+        "rope_theta": cfg.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+        "tie_word_embeddings": cfg.tied,
+        "use_sliding_window": False,
+        "attention_dropout": 0.0,
+        "dtype": "float32",
+        "eos_token_id": stop_id,
+        "pad_token_id": pad_id,
+    }

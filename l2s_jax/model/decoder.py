@@ -1,0 +1,124 @@
+"""The stack: embedding, scanned blocks, final norm; and the parameters around it.
+
+Lives here: `Decoder` with one surface, `apply(params, tokens, positions, mask | cache)`, its
+initialisation and its output head. Not here: loss (`objectives`), sampling (`sampling`), weights
+from outside (`model/hf.py`).
+
+A pass returns hidden states, not logits: training takes log-probs from them by vocabulary blocks,
+prefill takes the logits of the last position alone.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from l2s_jax.model.attention import Attention
+from l2s_jax.model.cache import Cache, LayerCache
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.layers import INIT, RMSNorm, SwiGLU, rotary_angles
+
+Params = dict[str, Any]
+KeyValues = tuple[Float[Array, "L B T K E"], Float[Array, "L B T K E"]]
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normed input and added to the stream."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, angles, mask_BTT, prompt_mask, tail_mask, stored):
+        cache = None
+        if stored is not None:
+            prompt_k, prompt_v, tail_k, tail_v = stored
+            cache = LayerCache(prompt_k, prompt_v, prompt_mask, tail_k, tail_v, tail_mask)
+        normed_BTD = RMSNorm(self.cfg, name="input_norm")(x_BTD)
+        mixed_BTD, kv = Attention(self.cfg, name="attention")(normed_BTD, angles, mask_BTT, cache)
+        x_BTD = x_BTD + mixed_BTD
+        normed_BTD = RMSNorm(self.cfg, name="post_norm")(x_BTD)
+        return x_BTD + SwiGLU(self.cfg, name="mlp")(normed_BTD), kv
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states, and each layer's new keys and values.
+
+    Without a cache the pass needs `mask_BTT`; with one, T is 1 and the token sees its prompt and
+    its row's tail.
+    """
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        mask_BTT: Bool[Array, "B T T"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        cfg = self.cfg
+        init = nn.with_logical_partitioning(INIT, ("vocab", "width"))
+        embed = nn.Embed(cfg.vocab_size, cfg.width, embedding_init=init, name="embed")
+        x_BTD = embed(tokens_BT).astype(cfg.compute_dtype)
+        angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rope_theta)
+        stored = masks = None
+        if cache is not None:
+            stored = (cache.prompt_k, cache.prompt_v, cache.tail_k, cache.tail_v)
+            masks = (cache.prompt_mask, cache.tail_mask)
+        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            length=cfg.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(cfg, name="layers")
+        prompt_mask, tail_mask = masks or (None, None)
+        x_BTD, kv = stack(x_BTD, angles, mask_BTT, prompt_mask, tail_mask, stored)
+        if not cfg.tied:
+            # Declared here so that it is born with the rest; read by `head`.
+            init = nn.with_logical_partitioning(INIT, ("width", "vocab"))
+            self.param("lm_head", init, (cfg.width, cfg.vocab_size))
+        return RMSNorm(cfg, name="final_norm")(x_BTD), kv
+
+
+def init_params(cfg: ModelConfig, key: Key[Array, ""]) -> Params:
+    """Fresh parameters, boxed with their logical axes (`sharding.py` opens the boxes)."""
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    mask_BTT = jnp.ones((1, 1, 1), bool)
+    return Decoder(cfg).init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
+
+
+def forward(
+    cfg: ModelConfig,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    *,
+    mask_BTT: Bool[Array, "B T T"] | None = None,
+    cache: Cache | None = None,
+) -> tuple[Float[Array, "B T D"], KeyValues]:
+    """Hidden states after the final norm, and the new keys and values of every layer."""
+    return Decoder(cfg).apply({"params": params}, tokens_BT, positions_BT, mask_BTT, cache)
+
+
+def head(params: Params) -> Float[Array, "V D"]:
+    """The output matrix, one row per vocabulary entry; a tied one is the embedding itself."""
+    if "lm_head" in params:
+        return params["lm_head"].T
+    return params["embed"]["embedding"]
+
+
+def logits(params: Params, hidden_BTD: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+    """Scores of every vocabulary entry, float32."""
+    head_VD = head(params).astype(hidden_BTD.dtype)
+    return jnp.einsum("...D,VD->...V", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+
+
+def abstract_params(cfg: ModelConfig) -> Params:
+    """Shapes and logical axes of the parameters; allocates nothing."""
+    return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
