@@ -1,0 +1,177 @@
+"""Blocked log-probs against their definition in float64, and their gradients against autodiff."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from l2s_jax.objectives.logprobs import token_logp, token_logp_and_entropy
+
+
+def inputs(seed=0, rows=2, time=5, width=8, words=37, scale=1.0):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(rows, time, width)).astype(np.float32) * scale
+    head = rng.normal(size=(words, width)).astype(np.float32)
+    targets = rng.integers(0, words, (rows, time)).astype(np.int32)
+    targets[0, :2] = 0, words - 1  # both ends of the vocabulary
+    return hidden, head, targets
+
+
+def by_definition(hidden, head, targets, temperature):  # float64, one position at a time
+    logp, entropy = np.zeros(targets.shape), np.zeros(targets.shape)
+    for b, t in np.ndindex(*targets.shape):
+        logits = head.astype(np.float64) @ hidden[b, t].astype(np.float64) / temperature[b]
+        everything = logits - logits.max()
+        everything -= np.log(np.sum(np.exp(everything)))
+        logp[b, t] = everything[targets[b, t]]
+        entropy[b, t] = -np.sum(np.exp(everything) * everything)
+    return logp, entropy
+
+
+# 37 words: one block, blocks that divide nothing, of one word, all but one word, exact halves.
+@pytest.mark.parametrize(("words", "block"), [(37, 64), (37, 8), (37, 1), (37, 36), (38, 19)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_equals_definition(words, block, temperature):
+    hidden, head, targets = inputs(words=words)
+    logp, entropy = token_logp_and_entropy(
+        jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets),
+        temperature=temperature, block=block,
+    )  # fmt: skip
+    want_logp, want_entropy = by_definition(hidden, head, targets, [temperature] * 2)
+    np.testing.assert_allclose(logp, want_logp, atol=1e-5)
+    np.testing.assert_allclose(entropy, want_entropy, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [64, 8])
+def test_temperature_per_row_may_be_traced(block):
+    hidden, head, targets = inputs(1)
+    temperature = np.array([0.5, 2.0], np.float32)
+    logp = jax.jit(
+        lambda temperature_B: token_logp(
+            jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets),
+            temperature=temperature_B, block=block,
+        )
+    )(temperature)  # fmt: skip
+    want, _ = by_definition(hidden, head, targets, temperature)
+    np.testing.assert_allclose(logp, want, atol=1e-5)
+
+
+def straight(hidden, head, targets, temperature):
+    logp = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, head) / temperature, axis=-1)
+    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("block", [64, 8, 1, 36])
+def test_gradients_equal_those_of_the_straight_formula(block):
+    hidden, head, targets = (jnp.asarray(a) for a in inputs(2))
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=targets.shape), jnp.float32)
+
+    def blocked_loss(hidden, head):
+        return jnp.sum(weights * token_logp(hidden, head, targets, temperature=0.7, block=block))
+
+    def straight_loss(hidden, head):
+        return jnp.sum(weights * straight(hidden, head, targets, 0.7))
+
+    got = jax.jit(jax.grad(blocked_loss, argnums=(0, 1)))(hidden, head)
+    want = jax.grad(straight_loss, argnums=(0, 1))(hidden, head)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_entropy_carries_no_gradient():
+    hidden, head, targets = (jnp.asarray(a) for a in inputs(4))
+    for block in (64, 8):
+        grad = jax.grad(
+            lambda head, block=block: token_logp_and_entropy(hidden, head, targets, block=block)[
+                1
+            ].sum()
+        )(head)
+        np.testing.assert_array_equal(grad, 0)
+
+
+def test_large_logits_stay_finite():
+    hidden, head, targets = inputs(5, scale=1e3)
+    logp, entropy = token_logp_and_entropy(
+        jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), block=8
+    )
+    want_logp, want_entropy = by_definition(hidden, head, targets, [1.0] * 2)
+    np.testing.assert_allclose(logp, want_logp, rtol=1e-5, atol=5e-3)
+    np.testing.assert_allclose(entropy, want_entropy, atol=5e-3)  # logits near 1e4, 1e-7 each
+
+
+@pytest.mark.parametrize("block", [64, 8])
+def test_ids_outside_the_vocabulary_are_finite_and_leak_no_gradient(block):
+    hidden, head, targets = (jnp.asarray(a) for a in inputs(6))
+    bad = targets.at[1, 3].set(-100).at[1, 4].set(10**6)
+    kept = jnp.asarray(targets == bad)
+
+    def loss(head, targets):
+        logp = token_logp(hidden, head, targets, block=block)
+        assert logp.shape == targets.shape
+        return jnp.sum(jnp.where(kept, logp, 0.0))
+
+    assert np.isfinite(token_logp(hidden, head, bad, block=block)).all()
+    np.testing.assert_allclose(jax.grad(loss)(head, bad), jax.grad(loss)(head, targets), atol=1e-6)
+
+
+def test_bfloat16_inputs_accumulate_in_float32():
+    hidden, head, targets = (jnp.asarray(a) for a in inputs(7))
+    hidden, head = hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+
+    def loss(hidden, head):
+        return token_logp(hidden, head, targets, block=8).sum()
+
+    logp = token_logp(hidden, head, targets, block=8)
+    assert logp.dtype == jnp.float32
+    rounded = (np.asarray(a.astype(jnp.float32)) for a in (hidden, head))
+    want, _ = by_definition(*rounded, np.asarray(targets), [1.0] * 2)
+    np.testing.assert_allclose(logp, want, atol=1e-5)  # the inputs are rounded, the sums are not
+    for grad, exact in zip(
+        jax.grad(loss, argnums=(0, 1))(hidden, head),
+        jax.grad(loss, argnums=(0, 1))(hidden.astype(jnp.float32), head.astype(jnp.float32)),
+        strict=True,
+    ):
+        assert grad.dtype == jnp.bfloat16
+        np.testing.assert_allclose(grad.astype(jnp.float32), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_sharded_inputs_give_the_same_gradients():
+    hidden, head, targets = (jnp.asarray(a) for a in inputs(8, rows=4, words=40))
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "tensor"))
+
+    def place(array, *axes):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def loss(hidden, head, targets):
+        return token_logp(hidden, head, targets, block=12).sum()
+
+    grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    want = grad(hidden, head, targets)
+    got = grad(place(hidden, "data"), place(head, "tensor", None), place(targets, "data"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_blocks_need_a_fraction_of_the_memory():
+    words, block = 16_384, 512
+    hidden = jax.ShapeDtypeStruct((4, 64, 16), jnp.float32)
+    head = jax.ShapeDtypeStruct((words, 16), jnp.float32)
+    targets = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+
+    def temporaries(block):
+        def loss(hidden, head, targets):
+            return token_logp(hidden, head, targets, block=block).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head, targets).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(block) <= temporaries(words) / 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [({"temperature": 0.0}, "temperature=0.0"), ({"block": 0}, "block=0")]
+)
+def test_impossible_arguments_are_named(arguments, says):
+    hidden, head, targets = (jnp.asarray(a) for a in inputs())
+    with pytest.raises(ValueError, match=says):
+        token_logp(hidden, head, targets, **arguments)
