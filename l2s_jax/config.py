@@ -119,18 +119,18 @@ def from_json(cls: type[T], obj: Mapping[str, Any]) -> T:
 
 
 def _encode(value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        assert not hasattr(value, TAG), f"{type(value).__name__}.{TAG} is taken by the JSON tag"
-        pairs = {name: getattr(value, name) for name in _hints(type(value))}
-        return {TAG: type(value).__name__} | _encode(pairs, where)
-    if isinstance(value, dict):
-        return {str(k): _encode(v, f"{where}.{k}".lstrip(".")) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_encode(v, f"{where}.{i}") for i, v in enumerate(value)]
     if type(value) is float and not math.isfinite(value):
         return repr(value)  # JSON has no number for it
     if value is None or type(value) in (str, int, float, bool):
         return value
+    if isinstance(value, dict):
+        return {str(k): _encode(v, f"{where}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_encode(v, f"{where}.{i}") for i, v in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        assert not hasattr(value, TAG), f"{type(value).__name__}.{TAG} is taken by the JSON tag"
+        pairs = {name: getattr(value, name) for name in _hints(type(value))}
+        return {TAG: type(value).__name__} | _encode(pairs, where)
     raise ValueError(
         f"{where}={value!r}: a {type(value).__name__} cannot be saved with the run."
         " Use text, numbers, true/false, null, tuples or nested configs."
@@ -153,7 +153,9 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(option), typing.get_args(option)
     if origin is tuple:
         inner = args[:1] * len(value) if args[1:] == (...,) else args
-        return tuple(_decode(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, inner)))
+        return tuple(
+            _decode(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, inner, strict=True))
+        )
     if origin is dict:
         return {k: _decode(v, args[1], f"{where}.{k}") for k, v in value.items()}
     return float(value) if option is float else value
@@ -299,15 +301,12 @@ def load_config(path: str | pathlib.Path) -> Any:
 
 
 def _execute(path: pathlib.Path) -> Any:
-    """`get_config` of the executed file, or None."""
+    """`get_config` of the executed file; None where it defines none."""
     spec = importlib.util.spec_from_file_location(f"l2s_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError("not a Python file. Its name must end in .py")
-    module, folder, before = (
-        importlib.util.module_from_spec(spec),
-        path.resolve().parent,
-        set(sys.modules),
-    )
+    folder, before = path.resolve().parent, set(sys.modules)
+    module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # annotations are resolved through the defining module
     sys.path.insert(0, str(folder))
     try:
