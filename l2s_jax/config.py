@@ -1,4 +1,4 @@
-"""Configs as data: typed dotted overrides, JSON and back, a fingerprint, and the claim on a workdir.
+"""Configs as data: typed dotted overrides, JSON and back, fingerprint, claim on a workdir.
 
 Lives here: everything that treats a run's config as one nested value. Not here: any config (each
 sits beside its component and validates itself) and the command line (`cli`). This file knows no
