@@ -1,0 +1,207 @@
+"""The program `l2s`: its verbs, their options, and what a mistake looks like.
+
+Lives here: the parser, and the last line of defence between an error and the person who reads it.
+Not here: what a verb does (`cli/runs.py`, `cli/demo.py`, `cli/generate.py`, `cli/verify.py`, and
+`export`, `evaluation` for the rest). Nothing heavy is imported before a verb runs, so that
+`l2s --help` answers at once.
+
+Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 a user's mistake (with one message
+that names the fix), 130 interrupted.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from l2s_jax import __version__
+
+USER_MISTAKES = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+MODES = ("auto", "force-long", "force-short", "free")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of `l2s` with these arguments."""
+    args = _parser().parse_args(argv)
+    try:
+        args.act(args)
+    except USER_MISTAKES as error:
+        if os.environ.get("L2S_TRACEBACK"):
+            raise
+        _say(args, str(error))
+        return 2
+    except KeyboardInterrupt:
+        _say(args, "interrupted")
+        return 130
+    except BrokenPipeError:
+        # Who read our output has gone; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _say(args: argparse.Namespace, message: str) -> None:
+    print(f"l2s {args.verb}: {message}", file=sys.stderr)
+
+
+# ---- verbs ----
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from l2s_jax.cli.demo import run_demo
+
+    run_demo(args.workdir, quick=args.quick)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from l2s_jax.cli.runs import run_config
+
+    run_config(args.verb, args.config, args.workdir, args.set)
+    _say(args, f"done: {args.workdir}")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from l2s_jax.cli.generate import generate
+
+    generate(
+        model=args.model,
+        prompts=args.prompts,
+        out=args.out,
+        mode=args.mode,
+        samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+    )
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from l2s_jax.cli.verify import verify
+
+    verify(args.pairs, args.out)
+
+
+def _import(args: argparse.Namespace) -> None:
+    from l2s_jax.export.hf import import_hf
+
+    import_hf(args.hf, args.out)
+    _say(args, f"done: {args.out}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from l2s_jax.export.hf import export_checkpoint
+
+    export_checkpoint(args.checkpoint, args.out, push=args.push)
+    _say(args, f"done: {args.out}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from l2s_jax.evaluation.report import write_report
+
+    _say(args, f"done: {write_report(args.workdir)}")
+
+
+# ---- options ----
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="l2s",
+        description="AutoL2S in JAX: models that know when a short chain of thought is enough.",
+        epilog="L2S_TRACEBACK=1 in the environment shows where a mistake was noticed.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"l2s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_demo(verbs)
+    runs = {
+        "curate": "long and short traces to verified items",
+        "sft": "stage 1: supervised fine-tuning on curated items",
+        "grpo": "stage 2: group-relative policy optimisation from the SFT model",
+        "eval": "benchmarks in the asked modes",
+    }
+    for verb, does in runs.items():
+        _add_run(verbs, verb, does)
+    _add_generate(verbs)
+    _add_files(verbs)
+    return parser
+
+
+def _add(verbs, name: str, does: str, act) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=does,
+        description=does[0].upper() + does[1:] + ".",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(act=act)
+    return parser
+
+
+def _add_demo(verbs) -> None:
+    demo = _add(verbs, "demo", "the whole method on the arithmetic world, on this machine", _demo)
+    where = pathlib.Path("runs/demo")
+    demo.add_argument(
+        "--workdir", type=pathlib.Path, default=where, help="where results go [%(default)s]"
+    )
+    demo.add_argument("--quick", action="store_true", help="one seed, fewer questions and steps")
+
+
+def _add_run(verbs, name: str, does: str) -> None:
+    """Three options and no fourth: what a run can be told belongs to its config."""
+    run = _add(verbs, name, does, _run)
+    add = run.add_argument
+    add("--config", type=pathlib.Path, required=True, help="Python file with get_config()")
+    add("--workdir", type=pathlib.Path, required=True, help="the run's own folder; resumes there")
+    text = "override a config field"
+    add("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
+
+
+def _add_generate(verbs) -> None:
+    add = _add(verbs, "generate", "answers to a file of prompts", _generate).add_argument
+    add("--model", type=pathlib.Path, required=True, help="Hugging Face folder or workdir of a run")
+    text = "JSON lines: id and one of question, messages, prompt, token_ids"
+    add("--prompts", type=pathlib.Path, required=True, help=text)
+    add("--out", type=pathlib.Path, help="answers as JSON lines; without it, to standard output")
+    text = "how the route is chosen; free inserts nothing, needs no triggers [%(default)s]"
+    add("--mode", choices=MODES, default="auto", help=text)
+    add("--samples", type=int, default=1, help="answers per prompt [%(default)s]")
+    add("--temperature", type=float, default=1.0, help="0 is greedy [%(default)s]")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens of this mass [%(default)s]",
+    )
+    add("--max-new-tokens", type=int, default=1024, help="bound on one answer [%(default)s]")
+    add("--seed", type=int, default=0, help="same seed and prompt id, same answer [%(default)s]")
+
+
+def _add_files(verbs) -> None:
+    path = pathlib.Path
+    add = _add(verbs, "verify", "whether predictions equal their references", _verify).add_argument
+    text = "JSON lines: gold and prediction (text, or null where there is no answer)"
+    add("--in", dest="pairs", type=path, required=True, help=text)
+    add("--out", type=path, help="verdicts as JSON lines; without it, to standard output")
+
+    add = _add(verbs, "import", "a Hugging Face folder to a checkpoint", _import).add_argument
+    add("--hf", type=path, required=True, help="folder with config.json and safetensors")
+    add("--out", type=path, required=True, help="the checkpoint's folder")
+
+    add = _add(verbs, "export", "a checkpoint to a Hugging Face folder", _export).add_argument
+    add("--checkpoint", type=path, required=True, help="checkpoint, or workdir of a run")
+    add("--out", type=path, required=True, help="the Hugging Face folder")
+    add("--push", metavar="REPO", help="Hub repository (owner/name) to upload it to")
+
+    add = _add(verbs, "report", "one self-contained HTML page on a run", _report).add_argument
+    add("--workdir", type=path, required=True, help="workdir of an evaluation or of the demo")
