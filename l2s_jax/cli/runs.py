@@ -24,7 +24,7 @@ RUNS = {
 def run_config(
     verb: str, config: pathlib.Path, workdir: pathlib.Path, assignments: Sequence[str]
 ) -> None:
-    """Nothing; the run's results are in `workdir`. Called again, an interrupted run goes on."""
+    """Does the run of a config file in `workdir`; called again, an interrupted run goes on."""
     cfg = load_config(config)
     module_name, class_name = RUNS[verb]
     module = importlib.import_module(module_name)

@@ -19,15 +19,15 @@ CHUNK = 64  # pairs handed over at once; bounds how stale the progress bar may b
 
 
 def verify(pairs: pathlib.Path, out: pathlib.Path | None) -> None:
-    """Nothing; one verdict per line of `pairs` goes to `out`, in order."""
+    """Writes one verdict per line of `pairs` to `out`, in order."""
     wanted = list(_read_pairs(pairs))  # whole, so that line 9,000's mistake costs no hour of work
-    with json_lines(out) as write, Verifier(num_workers=os.cpu_count() or 1) as verifier:
-        with tqdm(total=len(wanted), unit="pair") as bar:
-            for start in range(0, len(wanted), CHUNK):
-                chunk = wanted[start : start + CHUNK]
-                for verdict in verifier.equivalent_many(chunk):
-                    write(dataclasses.asdict(verdict))
-                bar.update(len(chunk))
+    workers = Verifier(num_workers=os.cpu_count() or 1)
+    with json_lines(out) as write, workers as verifier, tqdm(total=len(wanted), unit="pair") as bar:
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            for verdict in verifier.equivalent_many(chunk):
+                write(dataclasses.asdict(verdict))
+            bar.update(len(chunk))
 
 
 def _read_pairs(path: pathlib.Path) -> Iterator[tuple[str, str | None]]:
