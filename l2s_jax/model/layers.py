@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from l2s_jax.model.config import ModelConfig
@@ -53,12 +54,15 @@ def rotary_angles(
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Cosine and sine of the angle that each position turns each pair of entries by.
 
-    Always float32: in bfloat16 position 257 becomes 256 and long contexts drift.
+    Always float32: in bfloat16 position 257 becomes 256 and long contexts drift. The rates are
+    rounded step by step as transformers does, hence bit by bit the same: a rate that is off by one
+    unit in the last place moves the logits at position 8,000 by more than everything else together.
     Source: RoFormer (arXiv 2104.09864), pairs split by halves as in transformers.
     """
-    half = head_dim // 2
-    rate = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)  # radians per position
-    angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * rate[None, None, :]
+    power_h = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    wavelength_h = (theta ** power_h.astype(np.float64)).astype(np.float32)
+    rate_h = np.float32(1) / wavelength_h  # radians per position
+    angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * rate_h[None, None, :]
     return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
 
 
