@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 MAX_LOG_RATIO = 20.0
 
 Scalar = Float[Array, ""]
+LossAndMetrics = tuple[Scalar, dict[str, Scalar]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def grpo_loss(
     *,
     num_sequences: Scalar | float,
     cfg: GrpoConfig,
-) -> tuple[Scalar, dict[str, Scalar]]:
+) -> LossAndMetrics:
     """Returns GRPO's loss: token ratios, mean over a rollout's tokens, then over rollouts.
 
     Args:
@@ -82,7 +83,7 @@ def token_level_loss(
     *,
     num_tokens: Scalar | float,
     cfg: GrpoConfig,
-) -> tuple[Scalar, dict[str, Scalar]]:
+) -> LossAndMetrics:
     """Returns DAPO's loss: token ratios, every free token of the step with the same weight.
 
     Args are those of `grpo_loss`, but `num_tokens`: free tokens of the whole step, above 0.
@@ -99,7 +100,7 @@ def sequence_ratio_loss(
     *,
     num_sequences: Scalar | float,
     cfg: GrpoConfig,
-) -> tuple[Scalar, dict[str, Scalar]]:
+) -> LossAndMetrics:
     """Returns O1-Pruner's loss: one ratio per rollout, exp(mean logp - mean old logp).
 
     Args are those of `grpo_loss`.
