@@ -1,0 +1,235 @@
+"""Routing inside the compiled loop: what a trigger sets off, row by row.
+
+Lives here: the modes, the routing controller (pure; its tables and settings are traced arrays),
+and the record of what it did. Not here: how a trigger is recognised (`tokens/triggers.py`), the
+draw (`sampling/choose.py`).
+
+| mode        | what the controller does                                                  |
+|-------------|---------------------------------------------------------------------------|
+| auto        | the policy chooses its first trigger; after `<EASY>`, `<SHORT>` is forced  |
+| force-long  | `<LONG>` is forced at the start                                           |
+| force-short | `<EASY><SHORT>` is forced at the start (`<SHORT>` alone with "replace")   |
+| free        | nothing (the paper's "w/o EASY")                                          |
+
+With a threshold, `auto` does not leave the choice to the policy: EASY is forced where
+p(EASY) reaches it, LONG elsewhere. The switch "append" keeps `<EASY>` before `<SHORT>` (the
+paper's second version), "replace" takes it back (the first).
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from l2s_jax.sampling.choose import FREE
+from l2s_jax.tokens.triggers import BOTH, TO_EASY, TO_LONG, RouteTable, Triggers
+
+Mode = Literal["auto", "force-long", "force-short", "free"]
+MODES: tuple[Mode, ...] = ("auto", "force-long", "force-short", "free")
+AUTO, FORCE_LONG, FORCE_SHORT, FREE_RUN = range(4)
+
+Switch = Literal["append", "replace"]
+
+NO_SCRIPT, OPEN_LONG, OPEN_SHORT, TO_SHORT = range(4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoutingConfig:
+    """How rows are routed. `modes` names one mode for all samples of a prompt, or one for each."""
+
+    modes: tuple[Mode, ...] = ("auto",)
+    threshold: float | None = None  # on p(EASY); None leaves the choice to the policy
+    switch: Switch = "append"
+
+    def __post_init__(self):
+        unknown = [mode for mode in self.modes if mode not in MODES]
+        if unknown or not self.modes:
+            raise ValueError(f"RoutingConfig.modes={self.modes}: choose from {', '.join(MODES)}.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"RoutingConfig.threshold={self.threshold}: it is compared with a probability;"
+                " set it between 0 and 1."
+            )
+
+    def of_sample(self, sample: int, num_samples: int) -> Mode:
+        """The mode of one of a prompt's samples."""
+        if len(self.modes) not in (1, num_samples):
+            raise ValueError(
+                f"RoutingConfig.modes has {len(self.modes)} modes for {num_samples} samples of a"
+                " prompt. Give one for all, or one for each."
+            )
+        return self.modes[sample % len(self.modes)]
+
+
+@struct.dataclass
+class Router:
+    """The tables and settings of the routing controller; constant over a completion."""
+
+    next_state: Any  # [states, V] int8
+    leads_to: Any  # [states, V] int8
+    scripts: Any  # [4, M] int32, token ids to force, by NO_SCRIPT ... TO_SHORT
+    script_lengths: Any  # [4] int32
+    replaces: Any  # [] bool, True where <EASY> is taken back
+    mode: Any  # [B] int32
+    threshold: Any  # [B] float32, below 0 where the policy chooses
+
+
+@struct.dataclass
+class RouterState:
+    """What the controller knows of each row."""
+
+    state: Any  # [B] int32, of the automaton
+    script: Any  # [B] int32, being forced
+    place: Any  # [B] int32, within the script
+    num_read: Any  # [B] int32, tokens since the start
+    p_easy: Any  # [B] float32, mass on routes that are surely EASY
+    p_long: Any  # [B] float32
+    p_both: Any  # [B] float32, mass on prefixes that both share; 1 at the start
+
+
+@struct.dataclass
+class Directive:
+    """What the controller asks of the next token."""
+
+    forced: Any  # [B] int32, a token id or FREE
+    rewind: Any  # [B] int32, tokens to take back first
+
+
+def make_router(
+    triggers: Triggers | None,
+    table: RouteTable | None,
+    modes: list[Mode],
+    threshold: float | None,
+    switch: Switch,
+    vocab_size: int,
+) -> Router:
+    """A router for rows of the given modes. Without triggers every row must run free."""
+    mode_B = np.asarray([MODES.index(mode) for mode in modes], np.int32)
+    if triggers is None or table is None:
+        if np.any(mode_B != FREE_RUN):
+            used = sorted(set(modes) - {"free"})
+            raise ValueError(
+                f"modes {used} need a model that knows the triggers, and this one does not."
+                " Use mode free, or train it first with `l2s sft`."
+            )
+        nothing = np.zeros((1, vocab_size), np.int8)
+        table, scripts = RouteTable(next_state=nothing, leads_to=nothing), [()] * 4
+    else:
+        opening = triggers.short if switch == "replace" else triggers.easy + triggers.short
+        scripts = [(), triggers.long, opening, triggers.short]
+    padded = np.zeros((4, max(1, *map(len, scripts))), np.int32)
+    for row, script in zip(padded, scripts, strict=True):
+        row[: len(script)] = script
+    return Router(
+        next_state=jnp.asarray(table.next_state),
+        leads_to=jnp.asarray(table.leads_to),
+        scripts=jnp.asarray(padded),
+        script_lengths=jnp.asarray([len(script) for script in scripts], jnp.int32),
+        replaces=jnp.asarray(switch == "replace"),
+        mode=jnp.asarray(mode_B),
+        threshold=jnp.full(len(modes), -1.0 if threshold is None else threshold, jnp.float32),
+    )
+
+
+def begin_routing(router: Router) -> RouterState:
+    """Every row before its first token; forced modes have their opening script loaded."""
+    zero_B = jnp.zeros_like(router.mode)
+    script_B = jnp.where(router.mode == FORCE_LONG, OPEN_LONG, NO_SCRIPT)
+    script_B = jnp.where(router.mode == FORCE_SHORT, OPEN_SHORT, script_B)
+    nothing_B = jnp.zeros(zero_B.shape, jnp.float32)
+    return RouterState(zero_B, script_B, zero_B, zero_B, nothing_B, nothing_B, nothing_B + 1.0)
+
+
+def route_step(
+    router: Router,
+    state: RouterState,
+    token_B: Int[Array, " B"],
+    logp_BV: Float[Array, "B V"],
+) -> tuple[RouterState, Directive]:
+    """The controller's state after each row's last token, and what it asks of the next one.
+
+    Args:
+      token_B: what entered last; FREE before the first token.
+      logp_BV: the policy's log-probs of the next token, nats.
+    """
+    state, rewind_B = _read(router, state, token_B)
+    state, leads_BV = _weigh(router, state, logp_BV)
+    place_B = jnp.minimum(state.place, router.scripts.shape[1] - 1)
+    in_script_B = state.place < router.script_lengths[state.script]
+    forced_B = jnp.where(in_script_B, router.scripts[state.script, place_B], FREE)
+    decided_B = _decide(router, state, logp_BV, leads_BV)
+    forced_B = jnp.where(in_script_B, forced_B, decided_B)
+    state = state.replace(place=state.place + in_script_B.astype(jnp.int32))
+    return state, Directive(forced_B, rewind_B)
+
+
+def _read(router: Router, state: RouterState, token_B):
+    """Feeds the last token to the automaton; completing EASY in auto loads the short trigger."""
+    num_states = router.next_state.shape[0]
+    known_B = token_B != FREE
+    next_B = router.next_state[state.state, jnp.maximum(token_B, 0)].astype(jnp.int32)
+    next_B = jnp.where(known_B, next_B, state.state)
+    easy = num_states - 3
+    found_B = (router.mode == AUTO) & (next_B == easy) & (state.state != easy)
+    num_read_B = state.num_read + known_B.astype(jnp.int32)
+    state = state.replace(
+        state=next_B,
+        num_read=num_read_B,
+        script=jnp.where(found_B, TO_SHORT, state.script),
+        place=jnp.where(found_B, 0, state.place),
+    )
+    return state, jnp.where(found_B & router.replaces, num_read_B, 0)
+
+
+def _weigh(router: Router, state: RouterState, logp_BV):
+    """Splits the mass that is still undecided over EASY, LONG and their common prefixes."""
+    leads_BV = router.leads_to[state.state]
+    p_BV = jnp.exp(logp_BV)
+    easy_B, long_B, both_B = (
+        jnp.sum(p_BV, axis=-1, where=leads_BV == kind) for kind in (TO_EASY, TO_LONG, BOTH)
+    )
+    total_B = easy_B + long_B + both_B
+    # Only while both routes are open: p_both is 0 once a row has left the common prefix.
+    open_B = jnp.any(leads_BV == TO_EASY, axis=-1) & jnp.any(leads_BV == TO_LONG, axis=-1)
+    open_B &= total_B > 0
+    scale_B = jnp.where(open_B, state.p_both / jnp.where(open_B, total_B, 1.0), 0.0)
+    state = state.replace(
+        p_easy=state.p_easy + scale_B * easy_B,
+        p_long=state.p_long + scale_B * long_B,
+        p_both=scale_B * both_B,
+    )
+    return state, leads_BV
+
+
+def _decide(router: Router, state: RouterState, logp_BV, leads_BV):
+    """With a threshold, the likeliest token of the route that it picks; FREE elsewhere."""
+    open_B = jnp.any(leads_BV == TO_EASY, axis=-1) & jnp.any(leads_BV == TO_LONG, axis=-1)
+    easy_B = probability_of_easy(state) >= router.threshold
+    wanted_B1 = jnp.where(easy_B, TO_EASY, TO_LONG)[:, None]
+    # A common prefix may be the only likely way on: allow it, and decide behind it.
+    allowed_BV = (leads_BV == wanted_B1) | (leads_BV == BOTH)
+    best_B = jnp.argmax(jnp.where(allowed_BV, logp_BV, -jnp.inf), axis=-1).astype(jnp.int32)
+    dictated_B = (router.mode == AUTO) & (router.threshold >= 0) & open_B
+    return jnp.where(dictated_B, best_B, FREE)
+
+
+def probability_of_easy(state: RouterState) -> Float[Array, " B"]:
+    """p(EASY) among routes that open with a trigger; nan where none was ever possible."""
+    total_B = state.p_easy + state.p_long
+    return jnp.where(total_B > 0, state.p_easy / jnp.where(total_B > 0, total_B, 1.0), jnp.nan)
+
+
+def routes(router: Router, state: RouterState, token_B: Int[Array, " B"]) -> Int[Array, " B"]:
+    """0 short, 1 long, 2 none: the trigger that each row opened with, or was made to.
+
+    Args:
+      token_B: the row's last token, which the state has not read yet.
+    """
+    state, _ = _read(router, state, token_B)
+    short_B = (state.script == OPEN_SHORT) | (state.script == TO_SHORT)
+    final_B = state.state - (router.next_state.shape[0] - 3)
+    found_B = jnp.where((final_B < 0) | (final_B > 2), 2, final_B)
+    return jnp.where(short_B, 0, found_B)

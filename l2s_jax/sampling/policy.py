@@ -1,0 +1,21 @@
+"""A model that can be asked: shape, weights, tokenizer, triggers.
+
+Lives here: the record. Not here: how it is read from a folder (`training/policy.py`).
+"""
+
+import dataclasses
+
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import Params
+from l2s_jax.tokens.tokenizer import Tokenizer
+from l2s_jax.tokens.triggers import Triggers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Everything that sampling needs. No tokenizer: ids in, ids out. No triggers: free only."""
+
+    model: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    triggers: Triggers | None
