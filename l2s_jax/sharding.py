@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # The rows of a batch are cut over both data axes; parameters over fsdp and tensor.
@@ -62,7 +63,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     specs = nn.get_partition_spec(boxed)
 
     def place(spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(mesh, nn.logical_to_mesh_axes(tuple(spec), RULES))
+        return NamedSharding(mesh, logical_to_mesh_axes(tuple(spec), RULES) or PartitionSpec())
 
     return jax.tree.map(place, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 

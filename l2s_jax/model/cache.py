@@ -7,6 +7,7 @@ The prompt part is held once per prompt [N, P], the tail once per row [B, S], B 
 rows of one prompt side by side: a group of samples never copies its prompt.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -71,11 +72,11 @@ def append(
     rows_B = jnp.arange(cache.lengths.shape[0])
     tail_k = cache.tail_k.at[:, rows_B, cache.lengths].set(k[:, :, 0], mode="drop")
     tail_v = cache.tail_v.at[:, rows_B, cache.lengths].set(v[:, :, 0], mode="drop")
-    return cache.replace(
-        tail_k=tail_k, tail_v=tail_v, lengths=cache.lengths + active_B.astype(jnp.int32)
+    return dataclasses.replace(
+        cache, tail_k=tail_k, tail_v=tail_v, lengths=cache.lengths + active_B.astype(jnp.int32)
     )
 
 
 def rewind(cache: Cache, tokens_B: Int[Array, " B"]) -> Cache:
     """`cache` without the last `tokens_B` tokens of each row; they will be overwritten."""
-    return cache.replace(lengths=cache.lengths - tokens_B)
+    return dataclasses.replace(cache, lengths=cache.lengths - tokens_B)

@@ -61,10 +61,11 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
             f"config.json: model_type={kind!r} is not implemented. Use a qwen2 model (Qwen2,"
             " Qwen2.5, Qwen2.5-Math, DeepSeek-R1-Distill-Qwen)."
         )
-    if hf.get("use_sliding_window"):
+    sliding = "sliding_attention" in (hf.get("layer_types") or ())
+    if hf.get("use_sliding_window") or sliding:
         raise ValueError(
-            "config.json: use_sliding_window=true is not implemented; set it to false if the"
-            " model was trained with full attention."
+            "config.json: sliding-window attention (use_sliding_window, layer_types) is not"
+            " implemented; switch it off if the model was trained with full attention."
         )
     # transformers 5 writes rope_parameters; older releases rope_theta and rope_scaling.
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
@@ -73,23 +74,38 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
         raise ValueError(f"config.json: rope type {rope_type!r} is not implemented.")
     if hf.get("hidden_act", "silu") != "silu":
         raise ValueError(f"config.json: hidden_act={hf['hidden_act']!r}; only silu is implemented.")
-    try:
-        width, num_heads = hf["hidden_size"], hf["num_attention_heads"]
-        return ModelConfig(
-            vocab_size=hf["vocab_size"],
-            width=width,
-            num_layers=hf["num_hidden_layers"],
-            num_heads=num_heads,
-            num_kv_heads=hf.get("num_key_value_heads", num_heads),
-            head_dim=hf.get("head_dim") or width // num_heads,
-            ffn_width=hf["intermediate_size"],
-            rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
-            rms_eps=hf.get("rms_norm_eps", 1e-6),
-            tied=hf.get("tie_word_embeddings", False),
-            max_positions=hf.get("max_position_embeddings", 32768),
-        )
-    except KeyError as missing:
-        raise ValueError(f"config.json lacks the field {missing}; is it a whole one?") from None
+    width, num_heads = _integer(hf, "hidden_size"), _integer(hf, "num_attention_heads")
+    return ModelConfig(
+        vocab_size=_integer(hf, "vocab_size"),
+        width=width,
+        num_layers=_integer(hf, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=_integer(hf, "num_key_value_heads", num_heads),
+        head_dim=_integer(hf, "head_dim", width // num_heads),
+        ffn_width=_integer(hf, "intermediate_size"),
+        rope_theta=_positive(hf | rope, "rope_theta", 10_000.0),
+        rms_eps=_positive(hf, "rms_norm_eps", 1e-6),
+        tied=bool(hf.get("tie_word_embeddings", False)),
+        max_positions=_integer(hf, "max_position_embeddings", 32768),
+    )
+
+
+def _integer(hf: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number of at least 1 from a config; null and absent are the default."""
+    value = default if hf.get(name) is None else hf[name]
+    if value is None:
+        raise ValueError(f"config.json lacks the field {name!r}; is it a whole one?")
+    if type(value) is not int or value < 1:
+        raise ValueError(f"config.json: {name}={value!r} must be a whole number, at least 1.")
+    return value
+
+
+def _positive(hf: dict[str, Any], name: str, default: float) -> float:
+    """A number above zero from a config; null and absent are the default."""
+    value = default if hf.get(name) is None else hf[name]
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ValueError(f"config.json: {name}={value!r} must be a number above 0.")
+    return float(value)
 
 
 def to_hf_config(cfg: ModelConfig, *, stop_id: int, pad_id: int | None) -> dict[str, Any]:

@@ -69,11 +69,12 @@ class Decoder(nn.Module):
             stored = (cache.prompt_k, cache.prompt_v, cache.tail_k, cache.tail_v)
             masks = (cache.prompt_mask, cache.tail_mask)
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        shared_axes: Any = (nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0)
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=shared_axes,
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, name="layers")
@@ -90,7 +91,8 @@ def init_params(cfg: ModelConfig, key: Key[Array, ""]) -> Params:
     """Fresh parameters, boxed with their logical axes (`sharding.py` opens the boxes)."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     mask_BTT = jnp.ones((1, 1, 1), bool)
-    return Decoder(cfg).init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
+    variables: Any = Decoder(cfg).init(key, tokens_BT, tokens_BT, mask_BTT)
+    return variables["params"]
 
 
 def forward(
@@ -103,7 +105,8 @@ def forward(
     cache: Cache | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """Hidden states after the final norm, and the new keys and values of every layer."""
-    return Decoder(cfg).apply({"params": params}, tokens_BT, positions_BT, mask_BTT, cache)
+    result: Any = Decoder(cfg).apply({"params": params}, tokens_BT, positions_BT, mask_BTT, cache)
+    return result
 
 
 def head(params: Params) -> Float[Array, "V D"]:

@@ -6,6 +6,7 @@ Qwen2, whose numbers we match.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
-        scale_D = self.param("scale", ones, (self.cfg.width,))
+        scale_D: Any = self.param("scale", ones, (self.cfg.width,))
         x32_BTD = x_BTD.astype(jnp.float32)
         mean_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
         normed_BTD = x32_BTD * jax.lax.rsqrt(mean_BT1 + self.cfg.rms_eps)
