@@ -31,7 +31,11 @@ MODES = ("auto", "force-long", "force-short", "free")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of `l2s` with these arguments."""
-    args = _parser().parse_args(argv)
+    return exit_code(_parser().parse_args(argv))
+
+
+def exit_code(args: argparse.Namespace) -> int:
+    """Does `args.act(args)`: 0, or what the kind of its failure calls for."""
     try:
         args.act(args)
     except USER_MISTAKES as error:
