@@ -47,7 +47,8 @@ def test_plus_is_the_definition_with_the_group_as_its_reference():
         saved = np.mean(LENGTHS[group]) / LENGTHS[b] - 1
         gained = 5.0 * (EASY_AND_MIXED[b] - np.mean(EASY_AND_MIXED[group]))
         raw.append(np.clip(saved + gained, -2, 4))
-    want = (raw - np.mean(raw)) / (np.std(raw, ddof=1) + 1e-6)
+    raw = np.array(raw)
+    want = (raw - raw.mean()) / (raw.std(ddof=1) + 1e-6)
     np.testing.assert_allclose(adv, want, atol=1e-5)
 
 
