@@ -46,10 +46,10 @@ clean:  ## remove .venv, caches and runs/demo
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Installing l2s and what it needs into .venv (some minutes the first time)" >&2
-	$(PIP) install --constraint constraints.txt --editable .
+	@$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/.installed-test: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Installing l2s and what its tests need into .venv (some minutes the first time)" >&2
-	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@$(PIP) install --constraint constraints.txt --editable '.[test]'
 	@touch .venv/.installed $@
