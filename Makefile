@@ -8,7 +8,7 @@ PYTEST_FLAGS ?=
 .PHONY: help install demo test check format clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
 install: .venv/.installed  ## l2s in .venv, with pinned requirements
 
