@@ -13,7 +13,7 @@ base model itself (`data/arithmetic_base`, made by `configs/base_arithmetic.py`)
 
 import dataclasses
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -188,6 +188,10 @@ class ArithmeticDocuments:
     num_documents: int = 60_000
     seed: int = 0
     max_terse_level: int = 6
+
+    def prepare(self, policy: Any) -> tuple[Any, list[Example]]:
+        """The policy as it is, and one example per document."""
+        return policy, self.examples(policy.tokenizer)
 
     def examples(self, tokenizer: Tokenizer) -> list[Example]:
         """One example per document; the words after the question are trained."""

@@ -25,10 +25,6 @@ FILE = "l2s.json"
 
 Spelling = Literal["added", "plain"]
 
-DESCRIPTIONS = {EASY: "easy", LONG: "step by step", SHORT: "brief", ANSWER: "answer"}
-"""Text whose pieces a new embedding row starts as the mean of."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Triggers:
     """The ids that we write for each trigger."""
@@ -70,6 +66,29 @@ def find_triggers(tokenizer: Tokenizer, spelling: Spelling) -> Triggers:
             )
         ids = [(vocab[name],) for name in NAMES]
     return Triggers(spelling=spelling, easy=ids[0], long=ids[1], short=ids[2], answer=ids[3])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TriggerStarts:
+    """Text for each trigger; its new embedding row starts as the mean of that text's rows."""
+
+    easy: str = "easy"
+    long: str = "step by step"
+    short: str = "briefly"
+    answer: str = "answer"
+
+    def rows(self, before: Tokenizer, triggers: Triggers) -> dict[int, tuple[int, ...]]:
+        """New id → ids of the pieces it starts from, in the tokenizer that lacks the triggers."""
+        return {
+            getattr(triggers, name)[0]: tuple(before.encode(getattr(self, name)))
+            for name in ("easy", "long", "short", "answer")
+        }
+
+
+def answer_text(completion: str) -> str | None:
+    """What follows the last answer trigger of a completion; None where it has none."""
+    _, found, text = completion.rpartition(ANSWER)
+    return text if found else None
 
 
 def load_triggers(folder: str | pathlib.Path, tokenizer: Tokenizer | None) -> Triggers | None:

@@ -1,0 +1,83 @@
+"""A run's state on disk, through Orbax.
+
+Lives here: saving, the latest step, restoring onto any mesh. Not here: reading a finished model
+for use (`training/policy.py`).
+
+A checkpoint is params and opt_state, kept apart so that whoever wants the model alone reads only
+that. Orbax writes beside and renames, so a step that is listed is whole.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from l2s_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; close it before the program ends."""
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
+
+    def latest(self) -> int | None:
+        """The newest whole step."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Writes in the background; the previous write is waited for."""
+        parts = {"params": state.params, "opt_state": state.opt_state}
+        saves = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+        self._manager.save(int(state.step), args=ocp.args.Composite(**saves))
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a step, laid out as `like` is."""
+        parts = {"params": like.params, "opt_state": like.opt_state}
+        restores = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, part))
+            for name, part in parts.items()
+        }
+        found = self._manager.restore(step, args=ocp.args.Composite(**restores))
+        place = like.step.sharding
+        return TrainState(
+            step=jax.device_put(jnp.int32(step), place),
+            params=found["params"],
+            opt_state=found["opt_state"],
+        )
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def restore_params(workdir: pathlib.Path, like: Any) -> Any:
+    """The parameters alone, of the newest step; `like` gives shapes, types and shardings."""
+    folder = workdir / FOLDER
+    with ocp.CheckpointManager(folder.resolve()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise FileNotFoundError(
+                f"{folder} holds no finished checkpoint. Let the run reach its first save, or give"
+                " another workdir."
+            )
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+        return manager.restore(step, args=args)["params"]
+
+
+def save_params(workdir: pathlib.Path, params: Any) -> None:
+    """A checkpoint that is nothing but parameters, as step 0."""
+    with ocp.CheckpointManager((workdir / FOLDER).resolve()) as manager:
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        manager.wait_until_finished()

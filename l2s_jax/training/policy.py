@@ -1,0 +1,119 @@
+"""Policies from and to folders: a Hugging Face folder, or the workdir of a run.
+
+Lives here: `load_policy` for both kinds, `save_policy`, and teaching a policy the triggers. Not
+here: Hugging Face's format (`model/hf.py`), exporting (`export/hf.py`).
+
+A workdir holds `model.json` (the decoder's shape), `tokenizer/` (with `l2s.json`, the triggers)
+and `checkpoints/`.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from l2s_jax.config import from_json, to_json
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import abstract_params
+from l2s_jax.model.hf import load_hf
+from l2s_jax.model.vocab import add_rows
+from l2s_jax.sampling.policy import Policy
+from l2s_jax.tokens.tokenizer import Tokenizer, load_tokenizer, model_folder
+from l2s_jax.tokens.triggers import (
+    Spelling,
+    TriggerStarts,
+    add_triggers,
+    find_triggers,
+    load_triggers,
+)
+from l2s_jax.training.checkpoint import restore_params, save_params
+
+MODEL_FILE = "model.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def load_policy(path: str | pathlib.Path) -> Policy:
+    """The policy in a Hugging Face folder, a run's workdir, or of a shipped name."""
+    folder = model_folder(path)
+    if (folder / MODEL_FILE).exists():
+        return _from_workdir(folder)
+    model, params = load_hf(folder)
+    tokenizer = _tokenizer(folder)
+    return Policy(
+        model=model,
+        params=params,
+        tokenizer=tokenizer,
+        triggers=load_triggers(folder, tokenizer),
+    )
+
+
+def _from_workdir(folder: pathlib.Path) -> Policy:
+    model = from_json(ModelConfig, json.loads((folder / MODEL_FILE).read_text()))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def whole(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one)
+
+    like = jax.tree.map(whole, nn.unbox(abstract_params(model)))
+    tokenizer = _tokenizer(folder / TOKENIZER_FOLDER)
+    return Policy(
+        model=model,
+        params=restore_params(folder, like),
+        tokenizer=tokenizer,
+        triggers=load_triggers(folder / TOKENIZER_FOLDER, tokenizer),
+    )
+
+
+def _tokenizer(folder: pathlib.Path) -> Tokenizer | None:
+    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return load_tokenizer(folder)
+    return None
+
+
+def save_policy(workdir: str | pathlib.Path, policy: Policy) -> None:
+    """A workdir that `load_policy` reads back."""
+    workdir = pathlib.Path(workdir)
+    save_params(workdir, policy.params)
+    describe_policy(workdir, policy)
+
+
+def describe_policy(workdir: pathlib.Path, policy: Policy) -> None:
+    """All of a policy but its weights, which the run's checkpoints hold."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if policy.tokenizer is not None:
+        policy.tokenizer.save(workdir / TOKENIZER_FOLDER)
+        if policy.triggers is not None:
+            policy.triggers.save(workdir / TOKENIZER_FOLDER)
+    # Last, and by a rename: its presence is what makes the folder a policy's workdir.
+    beside = workdir / (MODEL_FILE + ".part")
+    beside.write_text(json.dumps(to_json(policy.model), indent=2))
+    beside.rename(workdir / MODEL_FILE)
+
+
+def teach_triggers(policy: Policy, spelling: Spelling, starts: TriggerStarts) -> Policy:
+    """The policy with trigger vocabulary; one that has it already is returned as it is.
+
+    Added tokens take free padding rows of the embedding, or grow it.
+    """
+    if policy.triggers is not None:
+        return policy
+    if policy.tokenizer is None:
+        raise ValueError(
+            "a model without a tokenizer cannot learn triggers: put its tokenizer files into the"
+            " model folder."
+        )
+    if spelling == "plain":
+        triggers = find_triggers(policy.tokenizer, "plain")
+        return Policy(
+            model=policy.model,
+            params=policy.params,
+            tokenizer=policy.tokenizer,
+            triggers=triggers,
+        )
+    tokenizer, triggers = add_triggers(policy.tokenizer)
+    rows = starts.rows(policy.tokenizer, triggers)
+    params = jax.tree.map(jnp.asarray, policy.params)
+    model, params = add_rows(params, policy.model, rows, num_real=len(policy.tokenizer.hf))
+    return Policy(model=model, params=params, tokenizer=tokenizer, triggers=triggers)

@@ -1,0 +1,160 @@
+"""Stage 1: supervised fine-tuning on packed items.
+
+Lives here: `SftRun`, its loss and its loop. Not here: layouts (`tokens/layouts.py`), packing
+(`data/packing.py`), the step (`training/step.py`).
+
+Batch `step` is a pure function of the config, so that a run which is killed and started again
+continues as if nothing had happened.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from l2s_jax.data.arithmetic import ArithmeticDocuments
+from l2s_jax.data.pipeline import Batches
+from l2s_jax.data.store import read_items
+from l2s_jax.model.attention import visible
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import Params, forward, head
+from l2s_jax.objectives.logprobs import token_logp
+from l2s_jax.objectives.sft import sft_loss
+from l2s_jax.sampling.policy import Policy
+from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.tokens.layouts import Example, LayoutConfig, encode_item
+from l2s_jax.tokens.tokenizer import load_tokenizer
+from l2s_jax.tokens.triggers import Spelling, TriggerStarts
+from l2s_jax.training.checkpoint import Checkpoints
+from l2s_jax.training.metrics import MetricsFile
+from l2s_jax.training.optim import OptimConfig, make_optimizer
+from l2s_jax.training.policy import describe_policy, load_policy, teach_triggers
+from l2s_jax.training.state import TrainState, begin_state, fresh_params, state_shardings
+from l2s_jax.training.step import compile_step, place_batch
+from l2s_jax.types import Batch, Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CuratedItems:
+    """Items that `l2s curate` wrote, in one annotation layout."""
+
+    path: str  # the curation's workdir
+    layout: LayoutConfig = LayoutConfig()
+    spelling: Spelling = "added"
+    starts: TriggerStarts = TriggerStarts()
+
+    def prepare(self, policy: Policy) -> tuple[Policy, list[Example]]:
+        """The policy with its triggers, and one example per item."""
+        policy = teach_triggers(policy, self.spelling, self.starts)
+        assert policy.tokenizer is not None and policy.triggers is not None
+        items = read_items(pathlib.Path(self.path) / "items")
+        examples = [
+            encode_item(item, self.layout, policy.tokenizer, policy.triggers) for item in items
+        ]
+        return policy, examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftRun:
+    """A whole supervised run."""
+
+    model: str | ModelConfig  # a folder or shipped name to start from, or a shape to start anew
+    tokenizer: str | None = None  # with a shape; a folder brings its own
+    data: CuratedItems | ArithmeticDocuments
+    row_length: int = 128  # tokens of a packed row
+    batch_rows: int = 16
+    num_steps: int = 200
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 500
+
+    def __post_init__(self):
+        for name in ("row_length", "batch_rows", "num_steps", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SftRun.{name}={getattr(self, name)}: must be at least 1.")
+        if isinstance(self.model, ModelConfig) and self.tokenizer is None:
+            raise ValueError(
+                "SftRun.tokenizer is missing: a model that starts anew needs the folder of one."
+            )
+
+
+def batch_logp(cfg: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B T"]:
+    """Log-prob of every target of a packed batch, nats."""
+    mask = visible(batch.segment_ids, batch.branches)
+    hidden, _ = forward(cfg, params, batch.tokens, batch.positions, mask_BTT=mask)
+    return token_logp(hidden, head(params), batch.targets)
+
+
+def loss_of(cfg: ModelConfig):
+    """`loss(params, batch)` of stage 1 for one decoder."""
+
+    def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+        logp_BT = batch_logp(cfg, params, batch)
+        return sft_loss(logp_BT, batch.weights, num_tokens=batch.num_tokens)
+
+    return loss
+
+
+def starting_policy(cfg: SftRun) -> Policy:
+    """The policy before training, without triggers if it starts anew."""
+    if not isinstance(cfg.model, ModelConfig):
+        return load_policy(cfg.model)
+    assert cfg.tokenizer is not None
+    mesh = make_mesh(cfg.mesh)
+    params = fresh_params(cfg.model, jax.random.key(cfg.seed), mesh)
+    tokenizer = load_tokenizer(cfg.tokenizer)
+    return Policy(model=cfg.model, params=params, tokenizer=tokenizer, triggers=None)
+
+
+def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
+    """Trains, or goes on training, in `workdir`; returns when the last step is on disk."""
+    workdir = pathlib.Path(workdir)
+    # 1. What is learned, and by whom.
+    policy, examples = cfg.data.prepare(starting_policy(cfg))
+    check_lengths(examples, policy.model)
+    sizes = dict(row_length=cfg.row_length, batch_rows=cfg.batch_rows)
+    batches = Batches(examples, seed=cfg.seed, **sizes)
+    # 2. One program on a mesh.
+    optimizer = make_optimizer(cfg.optim, cfg.num_steps)
+    places = state_shardings(policy.model, optimizer, make_mesh(cfg.mesh))
+    step_fn = compile_step(loss_of(policy.model), optimizer, places)
+    # 3. Resume, or begin.
+    state = begin_state(policy.params, optimizer, places)
+    describe_policy(workdir, policy)
+    with Checkpoints(workdir) as checkpoints:
+        latest = checkpoints.latest()
+        if latest is not None:
+            state = checkpoints.restore(latest, state)
+        begin = int(state.step)
+        # 4. The loop.
+        with MetricsFile(workdir, resume_from=begin) as metrics_file, _bar(cfg, begin) as bar:
+            for step in range(begin, cfg.num_steps):
+                state, metrics = step_fn(state, place_batch(batches[step], places))
+                done, last = step + 1, step + 1 == cfg.num_steps
+                if done % cfg.log_every == 0 or last:
+                    numbers = metrics_file.write(done, metrics)
+                    bar.set_postfix(loss=f"{numbers['loss']:.4f}")
+                if done % cfg.save_every == 0 or last:
+                    checkpoints.save(state)
+                bar.update()
+
+
+def check_lengths(examples: list[Example], model: ModelConfig) -> None:
+    """Refuses examples that reach past the positions the model was made for."""
+    beyond = [e.id for e in examples if int(e.positions.max()) >= model.max_positions]
+    if beyond:
+        raise ValueError(
+            f"{len(beyond)} items are longer than the model's {model.max_positions} positions:"
+            f" {', '.join(beyond[:10])}. Curate shorter items or take another model."
+        )
+
+
+def _bar(cfg: SftRun, begin: int) -> tqdm:
+    return tqdm(
+        total=cfg.num_steps, initial=begin, desc="sft", unit="step", file=sys.stderr, leave=False
+    )

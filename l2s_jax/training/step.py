@@ -1,0 +1,46 @@
+"""One compiled training step for any pure loss.
+
+Lives here: `compile_step`, where loss, optimizer and shardings become one program. Not here: the
+losses (`objectives`), the loops (`training/sft.py`, `training/grpo.py`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from l2s_jax.sharding import BATCH
+from l2s_jax.training.state import TrainState
+from l2s_jax.types import Metrics
+
+Loss = Callable[[Any, Any], tuple[Any, Metrics]]
+"""`loss(params, batch) -> (scalar, metrics)`, pure; its denominator is in the batch."""
+
+
+def compile_step(
+    loss_fn: Loss, optimizer: optax.GradientTransformation, places: TrainState
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Jitted `step(state, batch) -> (state, metrics)`; `state` is donated."""
+    replicated = NamedSharding(places.step.mesh, PartitionSpec())
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated))
+
+
+def place_batch(batch: Any, places: TrainState) -> Any:
+    """The batch on the mesh: rows over the data axes, scalars everywhere."""
+    mesh = places.step.mesh
+
+    def place(array: Any) -> Any:
+        spec = BATCH if array.ndim else PartitionSpec()
+        return jax.device_put(array, NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, batch)
