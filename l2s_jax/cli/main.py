@@ -173,7 +173,7 @@ def _add_run(verbs, name: str, does: str) -> None:
 
 def _add_generate(verbs) -> None:
     add = _add(verbs, "generate", "answers to a file of prompts", _generate).add_argument
-    add("--model", type=pathlib.Path, required=True, help="Hugging Face folder or workdir of a run")
+    add("--model", required=True, help="Hugging Face folder or workdir of a run, or: arithmetic")
     text = "JSON lines: id and one of question, messages, prompt, token_ids"
     add("--prompts", type=pathlib.Path, required=True, help=text)
     add("--out", type=pathlib.Path, help="answers as JSON lines; without it, to standard output")
