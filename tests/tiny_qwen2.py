@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-SHAPE = dict(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64_000,
-    rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-)
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64_000,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
 
 
 def make_model(seed: int = 0, **changes: Any) -> Any:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
@@ -30,11 +29,7 @@ from l2s_jax.sharding import shardings
 DiskDTypeName = Literal["float32", "bfloat16", "float16"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-DISK_DTYPES: Mapping[str, np.dtype] = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-}
+DISK_DTYPES = ("F32", "BF16", "F16")  # safetensors' names of what we read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,6 @@ def grow_table(
 
     The mean is over all real rows where no pieces are given. W rows: V, or more if ids need it.
     """
-    table_VD = jnp.asarray(table_VD)
     missing = max(0, max(starts) + 1 - table_VD.shape[0])
     real_D = jnp.mean(table_VD[:num_real], axis=0, dtype=jnp.float32)
     rows = [
@@ -71,8 +70,8 @@ def add_rows(
     if not starts:
         return cfg, params
     check_starts(starts, cfg.vocab_size, num_real)
-    embedding_WD = grow_table(params["embed"]["embedding"], starts, num_real)
+    embedding_WD = grow_table(jnp.asarray(params["embed"]["embedding"]), starts, num_real)
     grown = params | {"embed": {"embedding": embedding_WD}}
     if not cfg.tied:
-        grown["lm_head"] = grow_table(params["lm_head"].T, starts, num_real).T
+        grown["lm_head"] = grow_table(jnp.asarray(params["lm_head"]).T, starts, num_real).T
     return dataclasses.replace(cfg, vocab_size=embedding_WD.shape[0]), grown
