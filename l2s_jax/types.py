@@ -129,4 +129,4 @@ class RolloutBatch:
     old_logp: Any  # [B, T] float32, nats, under the behaviour policy
     advantages: Any  # [B] float32
     free: Any  # [B, T] bool, True on tokens that the policy chose
-    num_tokens: Any  # [] float32, denominator counted over the whole step
+    num_sequences: Any  # [] float32, denominator: rollouts of the whole step

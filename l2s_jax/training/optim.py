@@ -51,7 +51,5 @@ def make_optimizer(cfg: OptimConfig, num_steps: int) -> optax.GradientTransforma
     """The optimizer of a run of `num_steps` steps."""
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(
-            schedule(cfg, num_steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay
-        ),
+        optax.adamw(schedule(cfg, num_steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay),
     )

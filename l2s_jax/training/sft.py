@@ -32,7 +32,7 @@ from l2s_jax.training.checkpoint import Checkpoints
 from l2s_jax.training.metrics import MetricsFile
 from l2s_jax.training.optim import OptimConfig, make_optimizer
 from l2s_jax.training.policy import describe_policy, load_policy, teach_triggers
-from l2s_jax.training.state import TrainState, begin_state, fresh_params, state_shardings
+from l2s_jax.training.state import begin_state, fresh_params, state_shardings
 from l2s_jax.training.step import compile_step, place_batch
 from l2s_jax.types import Batch, Metrics
 

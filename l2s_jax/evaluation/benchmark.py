@@ -1,0 +1,109 @@
+"""A policy on a benchmark: one record per answer, in every mode asked for.
+
+Lives here: `EvalRun` and `answer_all`. Not here: what is computed from the records
+(`evaluation/summary.py`, `evaluation/stats.py`), how it is shown (`evaluation/report.py`).
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+from tqdm import tqdm
+
+from l2s_jax.data.arithmetic import ArithmeticProblems
+from l2s_jax.data.sources import JsonlProblems
+from l2s_jax.data.store import replace_file
+from l2s_jax.evaluation.records import Answer
+from l2s_jax.evaluation.summary import build_summary
+from l2s_jax.sampling.controllers import MODES, Mode, RoutingConfig
+from l2s_jax.sampling.engine import Engine, SamplingConfig, ask
+from l2s_jax.sampling.policy import Policy
+from l2s_jax.training.policy import load_policy
+from l2s_jax.training.rollouts import judge, prediction_of
+from l2s_jax.types import Problem
+from l2s_jax.verify.math import Verifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRun:
+    """One policy, one benchmark, some modes. Greedy unless `sampling` says otherwise."""
+
+    model: str  # workdir or Hugging Face folder
+    problems: ArithmeticProblems | JsonlProblems
+    modes: tuple[Mode, ...] = MODES
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+    stage: str = "sft"  # the name under which the report lists this policy
+    seed: int = 0  # of the training run that made it; also of the draws
+    num_workers: int = 2
+    verify_seconds: float = 5.0
+
+    def __post_init__(self):
+        if not self.modes:
+            raise ValueError(f"EvalRun.modes=(): give one or more of {', '.join(MODES)}.")
+
+
+def run(cfg: EvalRun, workdir: str | pathlib.Path) -> None:
+    """Writes `records/<stage>-<seed>.jsonl` and `summary.json` into `workdir`."""
+    workdir, start = pathlib.Path(workdir), time.monotonic()
+    policy, problems = load_policy(cfg.model), cfg.problems.load()
+    engine = Engine(policy, cfg.sampling)
+    answers: list[Answer] = []
+    with Verifier(cfg.num_workers, cfg.verify_seconds) as verifier:
+        for mode in tqdm(cfg.modes, desc="eval", unit="mode", file=sys.stderr, leave=False):
+            answers += answer_all(
+                engine, problems, verifier, mode=mode, stage=cfg.stage, seed=cfg.seed
+            )
+    write_records(workdir, f"{cfg.stage}-{cfg.seed}", answers)
+    summary = build_summary(answers, {"eval": time.monotonic() - start}, [cfg.seed])
+    replace_file(workdir / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+def answer_all(
+    engine: Engine,
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    *,
+    mode: Mode,
+    stage: str,
+    seed: int,
+) -> list[Answer]:
+    """The records of one mode: every problem's answer and whether it is right."""
+    policy: Policy = engine.policy
+    if policy.tokenizer is None:
+        raise ValueError("a model without a tokenizer cannot be asked questions: add its files.")
+    key = jax.random.key(seed)
+    routing = RoutingConfig(modes=(mode,))
+    rollouts = engine.sample(ask(problems, policy.tokenizer), key, routing=routing)
+    by_id = {problem.id: problem for problem in problems}
+    correct = judge(rollouts, {id: problem.answer for id, problem in by_id.items()}, verifier)
+    return [
+        Answer(
+            stage=stage,
+            seed=seed,
+            mode=mode,
+            id=rollout.id,
+            level=by_id[rollout.id].level,
+            question=by_id[rollout.id].question,
+            reference=by_id[rollout.id].answer,
+            prediction=prediction_of(rollout),
+            correct=right,
+            num_tokens=rollout.num_tokens,
+            route=rollout.route,
+            p_easy=rollout.p_easy,
+            finish_reason=rollout.finish_reason,
+            text=rollout.text or "",
+        )
+        for rollout, right in zip(rollouts, correct, strict=True)
+    ]
+
+
+def write_records(workdir: pathlib.Path, name: str, answers: Sequence[Answer]) -> None:
+    """`records/<name>.jsonl`, whole or not at all."""
+    folder = workdir / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(answer) + "\n" for answer in answers)
+    replace_file(folder / f"{name}.jsonl", lines.encode())

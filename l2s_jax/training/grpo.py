@@ -1,0 +1,206 @@
+"""Stage 2: rollouts, verification, advantages, a clipped update.
+
+Lives here: `GrpoRun` and its loop. Not here: the presets' formulas (`objectives/presets.py`),
+rollouts as arrays (`training/rollouts.py`), the sampler (`sampling`).
+
+The paper samples from the SFT policy and holds every ratio against it. `refresh_every` = None is
+that; a number lets the sampler take over the current weights every so many steps.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from l2s_jax.data.arithmetic import ArithmeticProblems
+from l2s_jax.data.sources import JsonlProblems
+from l2s_jax.model.attention import visible
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import Params, forward, head
+from l2s_jax.objectives.logprobs import token_logp
+from l2s_jax.objectives.presets import Plus, PlusLinear, V2
+from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask
+from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.training.checkpoint import Checkpoints
+from l2s_jax.training.metrics import MetricsFile
+from l2s_jax.training.optim import OptimConfig, make_optimizer
+from l2s_jax.training.policy import describe_policy, load_policy
+from l2s_jax.training.rollouts import (
+    RolloutSource,
+    build_batch,
+    choose_problems,
+    group_modes,
+    judge,
+)
+from l2s_jax.training.state import begin_state, state_shardings
+from l2s_jax.training.step import compile_step, place_batch
+from l2s_jax.types import Metrics, Problem, Rollout, RolloutBatch
+from l2s_jax.verify.math import Verifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrpoRun:
+    """A whole run of stage 2."""
+
+    model: str  # workdir or Hugging Face folder of the stage 1 policy
+    problems: ArithmeticProblems | JsonlProblems
+    preset: V2 | Plus | PlusLinear
+    rollouts: RolloutSource = "auto"
+    sampling: SamplingConfig = SamplingConfig(num_samples=8)
+    prompts_per_step: int = 32
+    num_steps: int = 100
+    refresh_every: int | None = None  # steps between two policies of the sampler; None: never
+    optim: OptimConfig = OptimConfig(peak_lr=1e-6)
+    mesh: MeshConfig = MeshConfig()
+    verify_seconds: float = 5.0  # bound on one symbolic decision
+    num_workers: int = 2
+    seed: int = 0
+    save_every: int = 50
+
+    def __post_init__(self):
+        for name in ("prompts_per_step", "num_steps", "save_every", "num_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"GrpoRun.{name}={getattr(self, name)}: must be at least 1.")
+        if self.refresh_every is not None and self.refresh_every < 1:
+            raise ValueError(
+                f"GrpoRun.refresh_every={self.refresh_every}: at least 1, or null for never."
+            )
+        if self.sampling.temperature == 0 or self.sampling.top_p < 1:
+            raise ValueError(
+                f"GrpoRun.sampling: temperature={self.sampling.temperature}, top_p="
+                f"{self.sampling.top_p}. Ratios need draws from the whole policy: set a"
+                " temperature above 0 and top_p=1."
+            )
+        group_modes(self.rollouts, self.sampling.num_samples)
+
+
+def completion_logp(
+    cfg: ModelConfig, params: Params, batch: RolloutBatch, temperature: float
+) -> Float[Array, "B T"]:
+    """Log-prob of every completion token, nats, at the temperature it was sampled at."""
+    mask = visible(batch.segment_ids, jnp.zeros_like(batch.segment_ids))
+    hidden, _ = forward(cfg, params, batch.tokens, batch.positions, mask_BTT=mask)
+    begin = batch.tokens.shape[1] - batch.old_logp.shape[1]
+    # The hidden state before a token predicts it.
+    before, targets = hidden[:, begin - 1 : -1], batch.tokens[:, begin:]
+    return token_logp(before, head(params), targets, temperature=temperature)
+
+
+def loss_of(cfg: ModelConfig, preset: V2 | Plus | PlusLinear, temperature: float):
+    """`loss(params, batch)` of stage 2 for one decoder and preset."""
+
+    def loss(params: Params, batch: RolloutBatch) -> tuple[Array, Metrics]:
+        logp_BT = completion_logp(cfg, params, batch, temperature)
+        gap_BT = jnp.where(batch.free, jnp.abs(logp_BT - batch.old_logp), 0.0)
+        value, metrics = preset.loss(
+            logp_BT,
+            batch.old_logp,
+            batch.advantages,
+            batch.free,
+            num_sequences=batch.num_sequences,
+        )
+        # Right after a refresh the two policies are one: what is left is numerics or a bug.
+        return value, metrics | {"max_log_ratio": jnp.max(gap_BT)}
+
+    return loss
+
+
+def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
+    """Trains, or goes on training, in `workdir`; returns when the last step is on disk."""
+    workdir = pathlib.Path(workdir)
+    # 1. Who is refined, on what.
+    policy = load_policy(cfg.model)
+    if policy.tokenizer is None or policy.triggers is None:
+        raise ValueError(
+            f"GrpoRun.model={cfg.model}: this model does not know the triggers. Train stage 1"
+            " first with `l2s sft` and give its workdir."
+        )
+    problems = cfg.problems.load()
+    requests = {request.id: request for request in ask(problems, policy.tokenizer)}
+    prompt_width = max(len(request.prompt_ids) for request in requests.values())
+    engine = Engine(policy, cfg.sampling)
+    # 2. One program on a mesh.
+    optimizer = make_optimizer(cfg.optim, cfg.num_steps)
+    places = state_shardings(policy.model, optimizer, make_mesh(cfg.mesh))
+    loss_fn = loss_of(policy.model, cfg.preset, cfg.sampling.temperature)
+    step_fn = compile_step(loss_fn, optimizer, places)
+    # 3. Resume, or begin.
+    state = begin_state(policy.params, optimizer, places)
+    describe_policy(workdir, policy)
+    with (
+        Checkpoints(workdir) as checkpoints,
+        Verifier(cfg.num_workers, cfg.verify_seconds) as verifier,
+    ):
+        latest = checkpoints.latest()
+        if latest is not None:
+            state = checkpoints.restore(latest, state)
+        begin = int(state.step)
+        behaviour = policy.params if cfg.refresh_every is None else state.params
+        # 4. The loop.
+        with MetricsFile(workdir, resume_from=begin) as metrics_file, _bar(cfg, begin) as bar:
+            for step in range(begin, cfg.num_steps):
+                if cfg.refresh_every is not None and step % cfg.refresh_every == 0:
+                    behaviour = jax.device_get(state.params)
+                chosen = choose_problems(problems, cfg.prompts_per_step, seed=cfg.seed, step=step)
+                rollouts = sample_step(
+                    cfg, engine, [requests[p.id] for p in chosen], behaviour, step
+                )
+                batch, signal = prepare(cfg, rollouts, chosen, verifier, prompt_width)
+                state, metrics = step_fn(state, place_batch(batch, places))
+                metrics_file.write(step + 1, metrics | signal)
+                bar.set_postfix(right=f"{signal['accuracy']:.2f}", tokens=f"{signal['tokens']:.1f}")
+                if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
+                    checkpoints.save(state)
+                bar.update()
+
+
+def sample_step(
+    cfg: GrpoRun, engine: Engine, requests: list[Request], behaviour: Params, step: int
+) -> list[Rollout]:
+    """One step's rollouts; their draws are named by (seed, step, prompt, sample)."""
+    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
+    modes = group_modes(cfg.rollouts, cfg.sampling.num_samples)
+    routing = dataclasses.replace(cfg.sampling.routing, modes=modes)
+    return engine.sample(requests, key, params=behaviour, routing=routing)
+
+
+def prepare(
+    cfg: GrpoRun,
+    rollouts: list[Rollout],
+    problems: list[Problem],
+    verifier: Verifier,
+    prompt_width: int,
+) -> tuple[RolloutBatch, Metrics]:
+    """The update's batch, and what the rollouts were like."""
+    correct = judge(rollouts, {p.id: p.answer for p in problems}, verifier)
+    lengths = np.asarray([rollout.num_tokens for rollout in rollouts], np.int32)
+    advantages, metrics = cfg.preset.advantages(
+        jnp.asarray(correct), jnp.asarray(lengths), group_size=cfg.sampling.num_samples
+    )
+    batch = build_batch(
+        rollouts,
+        np.asarray(advantages),
+        prompt_width=prompt_width,
+        completion_width=cfg.sampling.max_new_tokens,
+    )
+    chosen = [r for r in rollouts if r.free[0]]
+    signal = {
+        "accuracy": float(np.mean(correct)),
+        "tokens": float(np.mean(lengths)),
+        "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        "no_route": float(np.mean([r.route == "none" for r in rollouts])),
+    }
+    if chosen:  # among rollouts that routed themselves
+        signal["easy_share"] = float(np.mean([r.route == "short" for r in chosen]))
+    return batch, metrics | signal
+
+
+def _bar(cfg: GrpoRun, begin: int) -> tqdm:
+    return tqdm(
+        total=cfg.num_steps, initial=begin, desc="grpo", unit="step", file=sys.stderr, leave=False
+    )
