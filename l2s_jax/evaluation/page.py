@@ -48,7 +48,7 @@ white-space:nowrap}
 .good{color:var(--good);background:var(--good-ground)}
 .bad{color:var(--bad);background:var(--bad-ground)}
 .plain{color:var(--soft);background:var(--ground)}
-figure{margin:14px 0 4px}figure svg{display:block;height:auto}
+figure{margin:14px 0 4px;overflow-x:auto}figure svg{display:block;height:auto}
 svg text{font-family:inherit!important}
 details{border-top:1px solid var(--line);padding:8px 0}
 summary{cursor:pointer;font-weight:600;font-size:15px}

@@ -194,8 +194,7 @@ def training_curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
     num_panels = len(_curve_names(rows))
     label = f"Training curves of {stage}"
-    width = max(4.4, 3.0 * num_panels)
-    return _to_svg(f"curves-{_slug(stage)}", label, draw, width=width, height=2.4)
+    return _to_svg(f"curves-{_slug(stage)}", label, draw, width=3.2 * num_panels, height=2.4)
 
 
 def _point_with_bars(ax: Axes, entry: Mapping[str, Any], *, color: str, marker: str) -> None:
@@ -298,7 +297,8 @@ def _to_svg(
     assert box is not None, "the SVG writer always gives a viewBox"
     head = (
         f'<svg role="img" aria-label="{html.escape(label)}" {box.group()}'
-        f' style="width:100%;max-width:{width * 96:.0f}px"'
+        # Below two thirds of its size the text is too small to read: the figure scrolls instead.
+        f' style="width:100%;max-width:{width * 96:.0f}px;min-width:{width * 64:.0f}px"'
         ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return head + svg[svg.index(">") + 1 :]

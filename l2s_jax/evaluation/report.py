@@ -376,7 +376,7 @@ def _completions(material: Material) -> str:
     title = "Answers in full, wrong ones first"
     if not material.answers:
         return page.section(title, page.missing("No records: `records/*.jsonl` is not there."))
-    intro = "Picked by a hash of the question's id, not by eye."
+    intro = "Picked by a hash of the question's id and seed, not by eye."
     stages = [
         page.details(
             f"{stage}: wrong {showcase.wrong_shares(modes)}",
@@ -395,7 +395,13 @@ def _curves(material: Material) -> str:
         return page.section(title, page.missing("No training metrics: `metrics/*.jsonl`."))
     return page.section(
         title,
-        *[page.figure(plots.training_curves(name, drawn[name]), name) for name in drawn],
+        page.text(
+            "p", "A line for each seed; long runs are averaged over neighbouring steps.", "soft"
+        ),
+        *[
+            page.text("h3", name) + page.wrap("figure", plots.training_curves(name, drawn[name]))
+            for name in drawn
+        ],
     )
 
 

@@ -3,7 +3,7 @@
 Lives here: the choice of answers and their markup. Not here: the other sections (`report`), the
 elements (`page`).
 
-The choice is by a hash of the question's id: the same on every run, and nobody's taste.
+The choice is by a hash of the question's id and seed: the same on every run, and nobody's taste.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def stage_markup(modes: Mapping[str, Sequence[Answer]], switches: Sequence[Switc
 
 
 def picked(answers: Iterable[Answer], count: int) -> list[Answer]:
-    """The first `count` answers in the order of their ids' hashes."""
+    """The first `count` answers in the order of their hashes."""
     return sorted(answers, key=_hash_of)[:count]
 
 
@@ -58,10 +58,10 @@ def answer_markup(answer: Answer) -> str:
         verdict = page.pill("✗ cut off", "bad")
     else:
         verdict = page.pill("✓ right", "good") if right else page.pill("✗ wrong", "bad")
-    said = "no answer found" if answer["prediction"] is None else answer["prediction"]
+    said = "no answer found" if answer["prediction"] is None else f"answered {answer['prediction']}"
     lines = [
         page.wrap("div", f"{verdict} {page.text('small', _facts(answer))}"),
-        page.text("div", f"answered {said}, reference {answer['reference']}"),
+        page.text("div", f"{said}, reference {answer['reference']}"),
         page.text("pre", _shortened(answer["text"])),
     ]
     if "question" in answer:
@@ -94,5 +94,5 @@ def _shortened(text: str) -> str:
     )
 
 
-def _hash_of(answer: Answer) -> tuple[str, int]:
-    return hashlib.sha256(answer["id"].encode()).hexdigest(), answer["seed"]
+def _hash_of(answer: Answer) -> str:
+    return hashlib.sha256(f"{answer['seed']} {answer['id']}".encode()).hexdigest()
