@@ -1,9 +1,13 @@
-"""Long and short traces on 582 GSM8K test questions → verified items, for the Qwen2.5 student.
+"""Long and short traces on 582 GSM8K test questions → verified items for a Qwen2.5 student.
 
-Traces: MiP-Overthinking (MIT), one response per model and question; long DeepSeek-R1, short the
-three instruction models that answered the same questions.
+Traces: MiP-Overthinking (MIT), one response per model and question; long from DeepSeek-R1, short
+from three instruction models, two of which never box their answers (`l2s_jax/data/traces.py`).
 
 l2s curate --config configs/curate_gsm8k_traces.py --workdir runs/curate_gsm8k
+Elsewhere: --set source.path=TRACES.jsonl --set tokenizer=FOLDER.
+Hardware: two CPU cores. Time: 4 s. Result: 553 items of 582 problems, 526 of them EASY (95.1 %);
+right: DeepSeek-R1 95.2 %, Qwen2.5-32B-Instruct 87.8 %, gemma-2-27b-it and Phi-3-medium 84.5 %;
+mean tokens of EASY items 1,215 on the long path, 130 on the short one.
 """
 
 from l2s_jax.curation.reject import CurateRun
