@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection, wait
 from l2s_jax.types import Verdict
 from l2s_jax.verify.answers import normalise
 
-START_SECONDS = 120.0  # for a worker to import sympy; seconds on a busy machine, else a quarter
+START_SECONDS = 120.0  # for a worker to import sympy: 0.3 idle, many times that on a busy machine
 MIN_MEMORY_BYTES = 256 << 20  # below, a worker that holds sympy has nothing left to work with
 MAX_DIGITS = 1000  # of a number that is decided in process; int() is quadratic
 
