@@ -5,7 +5,7 @@ from three instruction models, two of which never box their answers (`l2s_jax/da
 
 l2s curate --config configs/curate_gsm8k_traces.py --workdir runs/curate_gsm8k
 Elsewhere: --set source.path=TRACES.jsonl --set tokenizer=FOLDER.
-Hardware: two CPU cores. Time: 4 s, 10 s on a busy machine. Result: 553 items of 582 problems, 526 of
+Hardware: two CPU cores. Time: 4 s, 10 s on a busy one. Result: 553 items of 582 problems, 526 of
 them EASY (95.1 %); right: DeepSeek-R1 95.2 %, Qwen2.5-32B-Instruct 87.8 %, gemma-2-27b-it and
 Phi-3-medium 84.5 %; mean tokens of EASY items 1,215 on the long path, 130 on the short one.
 """
