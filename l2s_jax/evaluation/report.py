@@ -12,13 +12,13 @@ import dataclasses
 import functools
 import html
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from l2s_jax.data.store import replace_file
 from l2s_jax.evaluation import page, pareto, plots, routing, showcase, stats
 from l2s_jax.evaluation.calibration import Switch, pair_stages
 from l2s_jax.evaluation.records import (
@@ -105,9 +105,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         metrics=read_metrics(workdir / "metrics"),
     )
     path = workdir / "report.html"
-    beside = path.with_name(f".report.{os.getpid()}.html")
-    beside.write_text(render(material), encoding="utf-8")
-    os.replace(beside, path)  # a reader sees the old page or the new one, never a half
+    replace_file(path, render(material).encode())
     return path
 
 
