@@ -72,14 +72,20 @@ class Tokenizer:
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """The tokenizer of a model folder; its stop ids come from the folder's configs."""
-    from transformers import AutoTokenizer  # slow to import; `l2s --help` must not pay
+    # Slow to import; `l2s --help` must not pay.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = model_folder(path)
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise FileNotFoundError(
             f"{folder} holds no tokenizer (tokenizer.json). Copy the model's tokenizer files there."
         )
-    hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if (folder / "tokenizer.json").exists():
+        # Exactly what the file says. AutoTokenizer would look at config.json, and for a qwen2 model
+        # replace the file's rules by Qwen2's own: another tokenizer loses words without a sound.
+        hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    else:
+        hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     return from_hf(hf, _stop_ids(folder, hf))
 
 
