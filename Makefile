@@ -3,7 +3,8 @@
 PIP := .venv/bin/pip --quiet --quiet --disable-pip-version-check --no-input
 # A name that does not run, or is too old, is passed over. make PYTHON=/path/to/python picks one.
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python)
-PYTEST_FLAGS ?=
+# Two processes: most of the time goes into compiling, which uses one core.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: help install demo test check format clean
 
