@@ -37,13 +37,20 @@ def make_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def make_folder(
-    path: pathlib.Path, seed: int = 0, *, dtype: str = "float32", **changes: Any
+    path: pathlib.Path,
+    seed: int = 0,
+    *,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    **changes: Any,
 ) -> Any:
     """The model of `make_model`, saved under `path` in `dtype`; its weights are rounded to it."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = make_model(seed, **changes).to(getattr(torch, dtype))
-    model.save_pretrained(path, max_shard_size=changes.get("max_shard_size", "5GB"))
+    model.save_pretrained(path, max_shard_size=max_shard_size)
     return model
 
 

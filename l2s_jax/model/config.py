@@ -108,7 +108,7 @@ def _positive(hf: dict[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
-def to_hf_config(cfg: ModelConfig, *, stop_id: int, pad_id: int | None) -> dict[str, Any]:
+def to_hf_config(cfg: ModelConfig, *, stop_id: int | None, pad_id: int | None) -> dict[str, Any]:
     """The `config.json` from which transformers builds the same decoder."""
     if not cfg.qkv_bias or cfg.head_dim * cfg.num_heads != cfg.width:
         raise ValueError(
