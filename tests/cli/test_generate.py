@@ -112,6 +112,17 @@ def test_the_seed_and_the_id_name_the_draws(models, prompts, tmp_path):
     assert record["token_ids"] == first[2]["token_ids"]
 
 
+def test_exported_and_imported_again_it_answers_the_same(models, prompts, tmp_path, capsys):
+    hf, back = tmp_path / "hf", tmp_path / "back"
+    assert main(["export", "--checkpoint", str(models / "routed"), "--out", str(hf)]) == 0
+    assert main(["import", "--hf", str(hf), "--out", str(back)]) == 0
+    assert capsys.readouterr().out == ""
+    answers = [
+        generate(model, prompts, "--samples", "2") for model in (models / "routed", hf, back)
+    ]
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_a_template_that_refuses_names_the_prompt(models, prompts, tmp_path, capsys):
     shutil.copytree(models / "routed", tmp_path / "strict")
     template = tmp_path / "strict" / "tokenizer" / "chat_template.jinja"
