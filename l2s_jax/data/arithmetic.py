@@ -2,7 +2,7 @@
 
 A problem is a digit and a chain of operations modulo 10, such as `3 *7 +1 -3 *3`; its level is
 the number of operations. The long teacher writes the result of every operation and then re-reads
-them zero to two times; it is always right. The terse teacher writes three results, whatever the
+them one to three times; it is always right. The terse teacher writes three results, whatever the
 level, so the harder the problem the more operations each of its jumps spans; it errs per jump,
 more on wide jumps and on multiplications. Nobody told it which problems those are: what is EASY
 has to be found by sampling it and verifying.
@@ -31,6 +31,7 @@ OPERATIONS = {
     "*7": lambda x: (x * 7) % 10,
 }
 NUM_JUMPS = 3  # results that the terse teacher writes
+TERSE_SHARE = 0.65  # of the base model's documents, up to the level it answers tersely
 STOP = "<end>"
 VOCAB_SIZE = 32  # rows of the base model's embedding; those past the words are free
 _WORDS = (STOP, *"0123456789", *OPERATIONS, "=", "steps", "brief", "so", "check")
@@ -110,16 +111,16 @@ def jump_success(operations: list[str]) -> float:
     if width == 1:
         return 0.80
     if width == 2:
-        return (0.75, 0.60, 0.42)[hard]
-    return (0.33, 0.20, 0.12, 0.06)[hard]
+        return (0.90, 0.60, 0.30)[hard]
+    return (0.40, 0.10, 0.03, 0.01)[hard]
 
 
 def long_thought(question: str, rng: np.random.Generator) -> str:
-    """Every operation with its result, then 0, 1 or 2 passes over the results."""
+    """Every operation with its result, then 1, 2 or 3 passes over the results."""
     start, *operations = question.split()
     values = [str(value) for value in results(question)]
     steps = [word for pair in zip(operations, values[1:], strict=True) for word in pair]
-    passes = int(rng.choice(3, p=(0.2, 0.6, 0.2)))
+    passes = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
     return " ".join([start, *steps, *(["check", *values[1:]] * passes)])
 
 
@@ -166,7 +167,9 @@ class ArithmeticTeachers:
         """`k` independent trials of the terse teacher."""
         traces = []
         for trial in range(k):
-            thought, value = short_thought(problem.question, self._rng(problem, 1 + trial), errs=True)
+            thought, value = short_thought(
+                problem.question, self._rng(problem, 1 + trial), errs=True
+            )
             traces.append(
                 Trace(problem_id=problem.id, teacher="terse", thought=thought, answer=str(value))
             )
@@ -207,7 +210,7 @@ class ArithmeticDocuments:
         self, number: int, question: str, rng: np.random.Generator, tokenizer: Tokenizer
     ) -> Example:
         answer = results(question)[-1]
-        terse = rng.random() < 0.5 and len(question.split()) - 1 <= self.max_terse_level
+        terse = rng.random() < TERSE_SHARE and len(question.split()) - 1 <= self.max_terse_level
         if terse:
             text = f"brief {short_thought(question, rng, errs=False)[0]} so {answer}"
         else:

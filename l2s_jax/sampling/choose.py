@@ -14,7 +14,11 @@ FREE = -1  # in `forced_B`: the controller leaves the choice to the policy
 def row_keys(
     key: Key[Array, ""], row_id_B: UInt32[Array, " B"], position_B: Int[Array, " B"]
 ) -> Key[Array, " B"]:
-    """One key per row, named by row id and position: re-batching changes no draw."""
+    """One key per row, named by row id and position: re-batching changes no draw.
+
+    Args:
+      position_B: tokens that the row has drawn before.
+    """
 
     def named(row_id, position):
         return jax.random.fold_in(jax.random.fold_in(key, row_id), position)
@@ -22,9 +26,7 @@ def row_keys(
     return jax.vmap(named)(row_id_B, position_B)
 
 
-def nucleus(
-    logp_BV: Float[Array, "B V"], top_p_B: Float[Array, " B"]
-) -> Float[Array, "B V"]:
+def nucleus(logp_BV: Float[Array, "B V"], top_p_B: Float[Array, " B"]) -> Float[Array, "B V"]:
     """Probabilities of the smallest set of tokens whose mass reaches top_p, others 0.
 
     Not renormalised. Source: nucleus sampling, arXiv 1904.09751.
@@ -50,9 +52,12 @@ def draw(
     )
     mass_BV = jnp.cumsum(p_BV, axis=-1)
     uniform_B = jax.vmap(jax.random.uniform)(key_B)
-    reach_B1 = (uniform_B * mass_BV[:, -1])[:, None]
-    # Strictly above: an entry of mass 0 adds nothing to the sum and is never first above.
-    token_B = jnp.argmax(mass_BV > reach_B1, axis=-1)
+    possible_BV = p_BV > 0
+    # A parallel sum rounds differently at every place, so that it may rise where p is 0 and fall
+    # elsewhere: the total is the largest sum that belongs to a possible token.
+    total_B = jnp.max(mass_BV, axis=-1, where=possible_BV, initial=0.0)
+    reach_B1 = (uniform_B * total_B)[:, None]
+    token_B = jnp.argmax((mass_BV > reach_B1) & possible_BV, axis=-1)
     return token_B.astype(jnp.int32)
 
 

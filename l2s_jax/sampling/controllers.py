@@ -1,7 +1,7 @@
 """Routing inside the compiled loop: what a trigger sets off, row by row.
 
 Lives here: the modes, the routing controller (pure; its tables and settings are traced arrays),
-and the record of what it did. Not here: how a trigger is recognised (`tokens/triggers.py`), the
+and the record of what it did. Not here: how a trigger is recognised (`tokens/automaton.py`), the
 draw (`sampling/choose.py`).
 
 | mode        | what the controller does                                                  |
@@ -11,12 +11,13 @@ draw (`sampling/choose.py`).
 | force-short | `<EASY><SHORT>` is forced at the start (`<SHORT>` alone with "replace")   |
 | free        | nothing (the paper's "w/o EASY")                                          |
 
-With a threshold, `auto` does not leave the choice to the policy: EASY is forced where
-p(EASY) reaches it, LONG elsewhere. The switch "append" keeps `<EASY>` before `<SHORT>` (the
-paper's second version), "replace" takes it back (the first).
+With a threshold, `auto` does not leave the choice to the policy: `<EASY>` is forced where
+p(EASY) reaches it, `<LONG>` elsewhere, in the policy's likeliest spelling. The switch "append"
+keeps `<EASY>` before `<SHORT>` (the paper's second version), "replace" takes it back (the first).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from l2s_jax.sampling.choose import FREE
-from l2s_jax.tokens.triggers import BOTH, TO_EASY, TO_LONG, RouteTable, Triggers
+from l2s_jax.tokens.automaton import BOTH, TO_EASY, TO_LONG, RouteTable
+from l2s_jax.tokens.triggers import Triggers
 
 Mode = Literal["auto", "force-long", "force-short", "free"]
 MODES: tuple[Mode, ...] = ("auto", "force-long", "force-short", "free")
@@ -33,7 +35,7 @@ AUTO, FORCE_LONG, FORCE_SHORT, FREE_RUN = range(4)
 
 Switch = Literal["append", "replace"]
 
-NO_SCRIPT, OPEN_LONG, OPEN_SHORT, TO_SHORT = range(4)
+NO_SCRIPT, OPEN_LONG, OPEN_SHORT, TO_SHORT, REST_OF_SHORT = range(5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,10 @@ class Router:
 
     next_state: Any  # [states, V] int8
     leads_to: Any  # [states, V] int8
-    scripts: Any  # [4, M] int32, token ids to force, by NO_SCRIPT ... TO_SHORT
-    script_lengths: Any  # [4] int32
+    undecided: Any  # [states] bool
+    holds_next: Any  # [V] bool
+    scripts: Any  # [5, M] int32, token ids to force, by NO_SCRIPT ... REST_OF_SHORT
+    script_lengths: Any  # [5] int32
     replaces: Any  # [] bool, True where <EASY> is taken back
     mode: Any  # [B] int32
     threshold: Any  # [B] float32, below 0 where the policy chooses
@@ -84,7 +88,7 @@ class RouterState:
     state: Any  # [B] int32, of the automaton
     script: Any  # [B] int32, being forced
     place: Any  # [B] int32, within the script
-    num_read: Any  # [B] int32, tokens since the start
+    num_read: Any  # [B] int32, tokens read since the start, those taken back too
     p_easy: Any  # [B] float32, mass on routes that are surely EASY
     p_long: Any  # [B] float32
     p_both: Any  # [B] float32, mass on prefixes that both share; 1 at the start
@@ -95,13 +99,13 @@ class Directive:
     """What the controller asks of the next token."""
 
     forced: Any  # [B] int32, a token id or FREE
-    rewind: Any  # [B] int32, tokens to take back first
+    restart: Any  # [B] bool, True where all that was written is taken back first
 
 
 def make_router(
     triggers: Triggers | None,
     table: RouteTable | None,
-    modes: list[Mode],
+    modes: Sequence[Mode],
     threshold: float | None,
     switch: Switch,
     vocab_size: int,
@@ -115,22 +119,35 @@ def make_router(
                 f"modes {used} need a model that knows the triggers, and this one does not."
                 " Use mode free, or train it first with `l2s sft`."
             )
-        nothing = np.zeros((1, vocab_size), np.int8)
-        table, scripts = RouteTable(next_state=nothing, leads_to=nothing), [()] * 4
+        table, scripts = _no_table(vocab_size), [()] * 5
     else:
         opening = triggers.short if switch == "replace" else triggers.easy + triggers.short
-        scripts = [(), triggers.long, opening, triggers.short]
-    padded = np.zeros((4, max(1, *map(len, scripts))), np.int32)
+        scripts = [(), triggers.long, opening, triggers.short, table.rest_of_short]
+    padded = np.zeros((5, max(1, *map(len, scripts))), np.int32)
     for row, script in zip(padded, scripts, strict=True):
         row[: len(script)] = script
     return Router(
         next_state=jnp.asarray(table.next_state),
         leads_to=jnp.asarray(table.leads_to),
+        undecided=jnp.asarray(table.undecided),
+        holds_next=jnp.asarray(table.holds_next),
         scripts=jnp.asarray(padded),
         script_lengths=jnp.asarray([len(script) for script in scripts], jnp.int32),
         replaces=jnp.asarray(switch == "replace"),
         mode=jnp.asarray(mode_B),
         threshold=jnp.full(len(modes), -1.0 if threshold is None else threshold, jnp.float32),
+    )
+
+
+def _no_table(vocab_size: int) -> RouteTable:
+    """The table of a model that knows no triggers: one state, and nothing leads anywhere."""
+    nothing = np.zeros((1, vocab_size), np.int8)
+    return RouteTable(
+        next_state=nothing,
+        leads_to=nothing,
+        undecided=np.zeros(1, bool),
+        holds_next=np.zeros(vocab_size, bool),
+        rest_of_short=(),
     )
 
 
@@ -155,15 +172,16 @@ def route_step(
       token_B: what entered last; FREE before the first token.
       logp_BV: the policy's log-probs of the next token, nats.
     """
-    state, rewind_B = _read(router, state, token_B)
-    state, leads_BV = _weigh(router, state, logp_BV)
+    state, restart_B = _read(router, state, token_B)
+    leads_BV = router.leads_to[state.state]
+    state = _weigh(router, state, logp_BV, leads_BV)
     place_B = jnp.minimum(state.place, router.scripts.shape[1] - 1)
     in_script_B = state.place < router.script_lengths[state.script]
     forced_B = jnp.where(in_script_B, router.scripts[state.script, place_B], FREE)
     decided_B = _decide(router, state, logp_BV, leads_BV)
     forced_B = jnp.where(in_script_B, forced_B, decided_B)
-    state = state.replace(place=state.place + in_script_B.astype(jnp.int32))
-    return state, Directive(forced_B, rewind_B)
+    state = dataclasses.replace(state, place=state.place + in_script_B.astype(jnp.int32))
+    return state, Directive(forced_B, restart_B)
 
 
 def _read(router: Router, state: RouterState, token_B):
@@ -174,45 +192,46 @@ def _read(router: Router, state: RouterState, token_B):
     next_B = jnp.where(known_B, next_B, state.state)
     easy = num_states - 3
     found_B = (router.mode == AUTO) & (next_B == easy) & (state.state != easy)
-    num_read_B = state.num_read + known_B.astype(jnp.int32)
-    state = state.replace(
+    # "<EASY><" has the short trigger's first character already, unless all of it is taken back.
+    begun_B = router.holds_next[jnp.maximum(token_B, 0)] & ~router.replaces
+    script_B = jnp.where(begun_B, REST_OF_SHORT, TO_SHORT)
+    state = dataclasses.replace(
+        state,
         state=next_B,
-        num_read=num_read_B,
-        script=jnp.where(found_B, TO_SHORT, state.script),
+        num_read=state.num_read + known_B.astype(jnp.int32),
+        script=jnp.where(found_B, script_B, state.script),
         place=jnp.where(found_B, 0, state.place),
     )
-    return state, jnp.where(found_B & router.replaces, num_read_B, 0)
+    return state, found_B & router.replaces
 
 
-def _weigh(router: Router, state: RouterState, logp_BV):
+def _weigh(router: Router, state: RouterState, logp_BV, leads_BV) -> RouterState:
     """Splits the mass that is still undecided over EASY, LONG and their common prefixes."""
-    leads_BV = router.leads_to[state.state]
     p_BV = jnp.exp(logp_BV)
     easy_B, long_B, both_B = (
         jnp.sum(p_BV, axis=-1, where=leads_BV == kind) for kind in (TO_EASY, TO_LONG, BOTH)
     )
     total_B = easy_B + long_B + both_B
-    # Only while both routes are open: p_both is 0 once a row has left the common prefix.
-    open_B = jnp.any(leads_BV == TO_EASY, axis=-1) & jnp.any(leads_BV == TO_LONG, axis=-1)
-    open_B &= total_B > 0
+    # A row on its way to one trigger must not add what it once held for common prefixes.
+    open_B = router.undecided[state.state] & (total_B > 0)
     scale_B = jnp.where(open_B, state.p_both / jnp.where(open_B, total_B, 1.0), 0.0)
-    state = state.replace(
+    return dataclasses.replace(
+        state,
         p_easy=state.p_easy + scale_B * easy_B,
         p_long=state.p_long + scale_B * long_B,
         p_both=scale_B * both_B,
     )
-    return state, leads_BV
 
 
 def _decide(router: Router, state: RouterState, logp_BV, leads_BV):
-    """With a threshold, the likeliest token of the route that it picks; FREE elsewhere."""
-    open_B = jnp.any(leads_BV == TO_EASY, axis=-1) & jnp.any(leads_BV == TO_LONG, axis=-1)
+    """With a threshold, the likeliest token towards the trigger that it picks; FREE elsewhere."""
     easy_B = probability_of_easy(state) >= router.threshold
     wanted_B1 = jnp.where(easy_B, TO_EASY, TO_LONG)[:, None]
     # A common prefix may be the only likely way on: allow it, and decide behind it.
     allowed_BV = (leads_BV == wanted_B1) | (leads_BV == BOTH)
     best_B = jnp.argmax(jnp.where(allowed_BV, logp_BV, -jnp.inf), axis=-1).astype(jnp.int32)
-    dictated_B = (router.mode == AUTO) & (router.threshold >= 0) & open_B
+    # To the trigger's end: its first piece alone would leave the policy a way out of the route.
+    dictated_B = (router.mode == AUTO) & (router.threshold >= 0) & jnp.any(allowed_BV, axis=-1)
     return jnp.where(dictated_B, best_B, FREE)
 
 
@@ -229,7 +248,7 @@ def routes(router: Router, state: RouterState, token_B: Int[Array, " B"]) -> Int
       token_B: the row's last token, which the state has not read yet.
     """
     state, _ = _read(router, state, token_B)
-    short_B = (state.script == OPEN_SHORT) | (state.script == TO_SHORT)
+    short_B = (state.script >= OPEN_SHORT) & (state.script <= REST_OF_SHORT)
     final_B = state.state - (router.next_state.shape[0] - 3)
     found_B = jnp.where((final_B < 0) | (final_B > 2), 2, final_B)
     return jnp.where(short_B, 0, found_B)

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from l2s_jax.model.decoder import Params
-from l2s_jax.sampling.controllers import RoutingConfig, make_router
+from l2s_jax.sampling.controllers import Mode, Router, RoutingConfig, make_router
 from l2s_jax.sampling.loop import Generated, Rows, decode, prefill
 from l2s_jax.sampling.policy import Policy
+from l2s_jax.tokens.automaton import route_table
 from l2s_jax.tokens.tokenizer import Tokenizer
-from l2s_jax.tokens.triggers import route_table
 from l2s_jax.types import Problem, Rollout, Route
 
 ROUTES: tuple[Route, ...] = ("short", "long", "none")
@@ -153,40 +153,45 @@ class Engine:
         key: Key[Array, ""],
     ) -> Generated:
         """One batch through both programs; missing prompts become rows that never start."""
-        cfg, group = self.cfg, self.cfg.num_samples
-        longest = max(len(request.prompt_ids) for request in batch)
-        width = max(MIN_WIDTH, 1 << (longest - 1).bit_length())
-        prompt_NP = np.zeros((num_prompts, width), np.int32)
-        lengths_N = np.ones(num_prompts, np.int32)
-        ids_B = np.zeros(num_prompts * group, np.uint32)
-        budget_B = np.zeros(num_prompts * group, np.int32)
-        for n, request in enumerate(batch):
-            prompt_NP[n, : len(request.prompt_ids)] = request.prompt_ids
-            lengths_N[n] = len(request.prompt_ids)
-            ids_B[n * group : (n + 1) * group] = [row_id(request.id, g) for g in range(group)]
-            budget_B[n * group : (n + 1) * group] = cfg.max_new_tokens
-        rows = Rows(
-            row_id=jnp.asarray(ids_B),
-            temperature=jnp.full(len(ids_B), cfg.temperature, jnp.float32),
-            top_p=jnp.full(len(ids_B), cfg.top_p, jnp.float32),
-            budget=jnp.asarray(budget_B),
+        model, cfg = self.policy.model, self.cfg
+        prompt_NP, lengths_N = _pad(batch, num_prompts)
+        kv, logits_NV = prefill(model, params, prompt_NP, lengths_N)
+        generated = decode(
+            model,
+            params,
+            kv,
+            logits_NV,
+            lengths_N,
+            self._rows(batch, num_prompts),
+            self._router(routing, num_prompts),
+            jnp.asarray(self._stop_ids or (-1,), jnp.int32),
+            key,
+            group=cfg.num_samples,
+            max_tokens=cfg.max_new_tokens,
         )
-        modes = [routing.of_sample(g, group) for g in range(group)] * num_prompts
-        model = self.policy.model
-        router = make_router(
+        return jax.device_get(generated)
+
+    def _rows(self, batch: Sequence[Request], num_prompts: int) -> Rows:
+        cfg, num_rows = self.cfg, num_prompts * self.cfg.num_samples
+        names = [row_id(r.id, sample) for r in batch for sample in range(cfg.num_samples)]
+        filling = num_rows - len(names)
+        return Rows(
+            row_id=jnp.asarray(names + [0] * filling, jnp.uint32),
+            temperature=jnp.full(num_rows, cfg.temperature, jnp.float32),
+            top_p=jnp.full(num_rows, cfg.top_p, jnp.float32),
+            budget=jnp.asarray([cfg.max_new_tokens] * len(names) + [0] * filling, jnp.int32),
+        )
+
+    def _router(self, routing: RoutingConfig, num_prompts: int) -> Router:
+        group = self.cfg.num_samples
+        modes: list[Mode] = [routing.of_sample(sample, group) for sample in range(group)]
+        return make_router(
             self.policy.triggers,
             self._table,
-            modes,
+            modes * num_prompts,
             routing.threshold,
             routing.switch,
-            model.vocab_size,
-        )
-        lengths = jnp.asarray(lengths_N)
-        kv, logits_NV = prefill(model, params, jnp.asarray(prompt_NP), lengths)
-        stops = jnp.asarray(self._stop_ids or (-1,), jnp.int32)
-        size = dict(group=group, max_tokens=cfg.max_new_tokens)
-        return jax.device_get(
-            decode(model, params, kv, logits_NV, lengths, rows, router, stops, key, **size)
+            self.policy.model.vocab_size,
         )
 
     def _cut(self, request: Request, place: int, generated: Generated) -> list[Rollout]:
@@ -216,3 +221,15 @@ class Engine:
     def _text(self, token_ids: np.ndarray) -> str | None:
         tokenizer = self.policy.tokenizer
         return None if tokenizer is None else tokenizer.decode(token_ids.tolist())
+
+
+def _pad(batch: Sequence[Request], num_prompts: int) -> tuple[Int[Array, "N P"], Int[Array, " N"]]:
+    """Prompts, right-padded to a declared width, and their lengths; missing ones have one token."""
+    longest = max(len(request.prompt_ids) for request in batch)
+    width = max(MIN_WIDTH, 1 << (longest - 1).bit_length())
+    prompt_NP = np.zeros((num_prompts, width), np.int32)
+    lengths_N = np.ones(num_prompts, np.int32)
+    for n, request in enumerate(batch):
+        prompt_NP[n, : len(request.prompt_ids)] = request.prompt_ids
+        lengths_N[n] = len(request.prompt_ids)
+    return jnp.asarray(prompt_NP), jnp.asarray(lengths_N)

@@ -112,7 +112,8 @@ def decode(
     )
     start_B = jnp.repeat(prompt_lengths_N, group)
     batch = start_B.shape[0]
-    step = functools.partial(_step, cfg, params, rows, router, stop_ids, key, start_B)
+    start = (start_B, prompt_logits_NV)
+    step = functools.partial(_step, cfg, params, rows, router, stop_ids, key, start)
     done_B = rows.budget <= 0
     state = LoopState(
         cache=cache,
@@ -149,18 +150,26 @@ def _step(
     router: Router,
     stop_ids: Int[Array, " stops"],
     key: Key[Array, ""],
-    start_B: Int[Array, " B"],
+    start: tuple[Int[Array, " B"], Float[Array, "N V"]],
     state: LoopState,
 ) -> LoopState:
-    """Every unfinished row, one token further."""
+    """Every unfinished row, one token further.
+
+    Args:
+      start: each row's first position, and the logits of each prompt's first token.
+    """
+    start_B, prompt_logits_NV = start
     active_B = ~state.done
     policy_BV = jax.nn.log_softmax(state.logits, axis=-1)
     routing, directive = route_step(router, state.routing, state.last, policy_BV)
-    cache = rewind(state.cache, jnp.where(active_B, directive.rewind, 0))
+    restart_B = active_B & directive.restart
+    cache = rewind(state.cache, jnp.where(restart_B, state.cache.lengths, 0))
+    logits_BV = _restart(restart_B, state.logits, prompt_logits_NV)
     place_B = cache.lengths
-    keys_B = row_keys(key, rows.row_id, place_B)
+    # By tokens read, not by place: what a restart took back must not name the new draws too.
+    keys_B = row_keys(key, rows.row_id, routing.num_read)
     token_B, logp_B, free_B = choose(
-        keys_B, state.logits, directive.forced, rows.temperature, rows.top_p
+        keys_B, logits_BV, directive.forced, rows.temperature, rows.top_p
     )
     hidden_B1D, kv = forward(
         cfg, params, token_B[:, None], (start_B + place_B)[:, None], cache=cache
@@ -179,6 +188,19 @@ def _step(
         logp=_write(state.logp, logp_B, place_B, active_B),
         free=_write(state.free, free_B, place_B, active_B),
     )
+
+
+def _restart(
+    restart_B: Bool[Array, " B"], logits_BV: Float[Array, "B V"], prompt_logits_NV: Array
+) -> Float[Array, "B V"]:
+    """The logits of the next token, where rows that start over are back behind their prompt."""
+    group = logits_BV.shape[0] // prompt_logits_NV.shape[0]
+
+    def with_prompts(logits_BV):
+        first_BV = jnp.repeat(prompt_logits_NV, group, axis=0)
+        return jnp.where(restart_B[:, None], first_BV, logits_BV)
+
+    return jax.lax.cond(jnp.any(restart_B), with_prompts, lambda same: same, logits_BV)
 
 
 def _write(

@@ -8,6 +8,7 @@ that; a number lets the sampler take over the current weights every so many step
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
@@ -23,7 +24,7 @@ from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params, forward, head
 from l2s_jax.objectives.logprobs import token_logp
-from l2s_jax.objectives.presets import Plus, PlusLinear, V2
+from l2s_jax.objectives.presets import V2, Plus, PlusLinear
 from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.checkpoint import Checkpoints
@@ -38,7 +39,7 @@ from l2s_jax.training.rollouts import (
     judge,
 )
 from l2s_jax.training.state import begin_state, state_shardings
-from l2s_jax.training.step import compile_step, place_batch
+from l2s_jax.training.step import Program, compile_step, place_batch
 from l2s_jax.types import Metrics, Problem, Rollout, RolloutBatch
 from l2s_jax.verify.math import Verifier
 
@@ -69,6 +70,11 @@ class GrpoRun:
         if self.refresh_every is not None and self.refresh_every < 1:
             raise ValueError(
                 f"GrpoRun.refresh_every={self.refresh_every}: at least 1, or null for never."
+            )
+        if self.refresh_every is not None and self.save_every % self.refresh_every:
+            raise ValueError(
+                f"GrpoRun.save_every={self.save_every} is no multiple of refresh_every="
+                f"{self.refresh_every}: a resumed run would not know the sampler's weights."
             )
         if self.sampling.temperature == 0 or self.sampling.top_p < 1:
             raise ValueError(
@@ -125,10 +131,9 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
     prompt_width = max(len(request.prompt_ids) for request in requests.values())
     engine = Engine(policy, cfg.sampling)
     # 2. One program on a mesh.
-    optimizer = make_optimizer(cfg.optim, cfg.num_steps)
-    places = state_shardings(policy.model, optimizer, make_mesh(cfg.mesh))
-    loss_fn = loss_of(policy.model, cfg.preset, cfg.sampling.temperature)
-    step_fn = compile_step(loss_fn, optimizer, places)
+    optimizer, places, step_fn = program(
+        policy.model, cfg.preset, cfg.sampling.temperature, cfg.optim, cfg.num_steps, cfg.mesh
+    )
     # 3. Resume, or begin.
     state = begin_state(policy.params, optimizer, places)
     describe_policy(workdir, policy)
@@ -157,6 +162,22 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
                 if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
                     checkpoints.save(state)
                 bar.update()
+
+
+@functools.lru_cache(maxsize=4)
+def program(
+    model: ModelConfig,
+    preset: V2 | Plus | PlusLinear,
+    temperature: float,
+    optim: OptimConfig,
+    num_steps: int,
+    mesh: MeshConfig,
+) -> Program:
+    """Optimizer, shardings and compiled step; runs of one process that agree on them share it."""
+    optimizer = make_optimizer(optim, num_steps)
+    places = state_shardings(model, optimizer, make_mesh(mesh))
+    step_fn = compile_step(loss_of(model, preset, temperature), optimizer, places)
+    return optimizer, places, step_fn
 
 
 def sample_step(

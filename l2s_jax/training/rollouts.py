@@ -31,8 +31,10 @@ def group_modes(source: RolloutSource, group: int) -> tuple[Mode, ...]:
             f" multiple of {parts}. Change sampling.num_samples."
         )
     forced = group // parts
-    auto = group - 2 * forced
-    return ("auto",) * auto + ("force-long",) * forced + ("force-short",) * forced
+    auto: tuple[Mode, ...] = ("auto",) * (group - 2 * forced)
+    long: tuple[Mode, ...] = ("force-long",) * forced
+    short: tuple[Mode, ...] = ("force-short",) * forced
+    return auto + long + short
 
 
 def prediction_of(rollout: Rollout) -> str | None:

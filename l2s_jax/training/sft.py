@@ -8,6 +8,7 @@ continues as if nothing had happened.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
@@ -33,7 +34,7 @@ from l2s_jax.training.metrics import MetricsFile
 from l2s_jax.training.optim import OptimConfig, make_optimizer
 from l2s_jax.training.policy import describe_policy, load_policy, teach_triggers
 from l2s_jax.training.state import begin_state, fresh_params, state_shardings
-from l2s_jax.training.step import compile_step, place_batch
+from l2s_jax.training.step import Program, compile_step, place_batch
 from l2s_jax.types import Batch, Metrics
 
 
@@ -117,12 +118,9 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
     # 1. What is learned, and by whom.
     policy, examples = cfg.data.prepare(starting_policy(cfg))
     check_lengths(examples, policy.model)
-    sizes = dict(row_length=cfg.row_length, batch_rows=cfg.batch_rows)
-    batches = Batches(examples, seed=cfg.seed, **sizes)
+    batches = Batches(examples, row_length=cfg.row_length, batch_rows=cfg.batch_rows, seed=cfg.seed)
     # 2. One program on a mesh.
-    optimizer = make_optimizer(cfg.optim, cfg.num_steps)
-    places = state_shardings(policy.model, optimizer, make_mesh(cfg.mesh))
-    step_fn = compile_step(loss_of(policy.model), optimizer, places)
+    optimizer, places, step_fn = program(policy.model, cfg.optim, cfg.num_steps, cfg.mesh)
     # 3. Resume, or begin.
     state = begin_state(policy.params, optimizer, places)
     describe_policy(workdir, policy)
@@ -142,6 +140,14 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
                 if done % cfg.save_every == 0 or last:
                     checkpoints.save(state)
                 bar.update()
+
+
+@functools.lru_cache(maxsize=4)
+def program(model: ModelConfig, optim: OptimConfig, num_steps: int, mesh: MeshConfig) -> Program:
+    """Optimizer, shardings and compiled step; runs of one process that agree on them share it."""
+    optimizer = make_optimizer(optim, num_steps)
+    places = state_shardings(model, optimizer, make_mesh(mesh))
+    return optimizer, places, compile_step(loss_of(model), optimizer, places)
 
 
 def check_lengths(examples: list[Example], model: ModelConfig) -> None:

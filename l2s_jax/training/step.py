@@ -19,9 +19,14 @@ Loss = Callable[[Any, Any], tuple[Any, Metrics]]
 """`loss(params, batch) -> (scalar, metrics)`, pure; its denominator is in the batch."""
 
 
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Program = tuple[optax.GradientTransformation, TrainState, Step]
+"""What a loop needs: the optimizer, the sharding of every leaf of the state, the step."""
+
+
 def compile_step(
     loss_fn: Loss, optimizer: optax.GradientTransformation, places: TrainState
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+) -> Step:
     """Jitted `step(state, batch) -> (state, metrics)`; `state` is donated."""
     replicated = NamedSharding(places.step.mesh, PartitionSpec())
 
