@@ -64,7 +64,10 @@ class Tokenizer:
         return self.prompt([{"role": "user", "content": question}])
 
     def save(self, folder: str | pathlib.Path) -> None:
+        """Writes a folder that `load_tokenizer` reads back, stop ids included."""
         self.hf.save_pretrained(str(folder))
+        stops = {"eos_token_id": list(self.stop_ids)}
+        (pathlib.Path(folder) / "generation_config.json").write_text(json.dumps(stops))
 
     def copy(self) -> "Tokenizer":
         return dataclasses.replace(self, hf=copy.deepcopy(self.hf))
@@ -106,6 +109,6 @@ def _stop_ids(folder: pathlib.Path, hf: Any) -> tuple[int, ...]:
     found = [] if hf.eos_token_id is None else [int(hf.eos_token_id)]
     config = folder / "generation_config.json"
     if config.exists():
-        more = json.loads(config.read_text()).get("eos_token_id", [])
+        more = json.loads(config.read_text()).get("eos_token_id")
         found += more if isinstance(more, list) else [more]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(i for i in found if i is not None))  # a config may say null

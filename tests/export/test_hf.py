@@ -23,9 +23,11 @@ from l2s_jax.export.reload import facts
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import init_params
 from l2s_jax.model.hf import load_hf
-from l2s_jax.tokens.tokenizer import from_hf
+from l2s_jax.model.vocab import add_rows
+from l2s_jax.tokens.tokenizer import from_hf, load_tokenizer
 from l2s_jax.tokens.triggers import add_triggers, find_triggers
 from l2s_jax.training.policy import load_policy
+from tests.model.test_config import TINY
 
 LETTERS = "0123456789+-=?:{}\\abcdefghijklmnopqrstuvwxyzQESYLONGHRTAW<> \n"
 TEMPLATE = "{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A: "
@@ -33,7 +35,7 @@ TEMPLATE = "{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A: "
 
 @functools.cache
 def letters_tokenizer():
-    """One id per letter, a stop and a pad token."""
+    """One id per letter; two tokens stop, and one of them pads."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +47,17 @@ def letters_tokenizer():
         tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
     hf.chat_template = TEMPLATE
-    return from_hf(hf, [0])
+    return from_hf(hf, [0, 1])
+
+
+def tiny_model(**changes):
+    return ModelConfig(**TINY | changes)
+
+
+@functools.cache
+def fresh_params(model):
+    params = nn.unbox(jax.jit(lambda key: init_params(model, key))(jax.random.key(0)))
+    return jax.tree.map(lambda leaf: leaf * 8, params)  # far from uniform
 
 
 def policy_parts(spelling="added", tied=True):
@@ -54,18 +66,8 @@ def policy_parts(spelling="added", tied=True):
         tokenizer, triggers = add_triggers(tokenizer)
     else:
         triggers = find_triggers(tokenizer, "plain")
-    model = ModelConfig(
-        vocab_size=len(tokenizer.hf),
-        width=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        ffn_width=48,
-        tied=tied,
-    )
-    params = nn.unbox(init_params(model, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: leaf * 8, params)  # far from uniform
+    model = tiny_model(vocab_size=len(tokenizer.hf), tied=tied)
+    params = jax.tree.map(lambda leaf: leaf, fresh_params(model))  # a tree of its own
     parts = {"model": model, "params": params, "tokenizer": tokenizer, "triggers": triggers}
     return parts
 
@@ -89,6 +91,14 @@ def exported(tmp_path_factory):
     return out, parts
 
 
+def test_the_code_in_the_card_runs(exported, monkeypatch, capsys):
+    out, _ = exported
+    code = (out / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    monkeypatch.chdir(out.parent)
+    exec(code.replace("1024", "4"), {})
+    assert capsys.readouterr().out.startswith("Q: ")
+
+
 def test_nothing_is_left_beside_it(exported):
     out, _ = exported
     assert [path.name for path in out.parent.iterdir()] == [out.name]
@@ -102,6 +112,27 @@ def test_loads_as_the_same_policy(exported):
     assert policy.tokenizer is not None
     assert policy.tokenizer.ask("1+1=?") == parts["tokenizer"].ask("1+1=?")
     assert policy.tokenizer.stop_ids == parts["tokenizer"].stop_ids
+
+
+def test_real_tokenizer_with_triggers_in_the_padding_rows(shared_data, tmp_path):
+    from transformers import AutoTokenizer
+
+    before = load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
+    tokenizer, triggers = add_triggers(before)
+    assert (len(before.hf), triggers.easy, triggers.answer) == (151_665, (151_665,), (151_668,))
+    model = tiny_model(vocab_size=151_936)
+    params = jax.tree.map(lambda leaf: leaf, fresh_params(model))
+    starts = dict.fromkeys(range(151665, 151669), (9, 10))
+    grown, params = add_rows(params, model, starts, len(before.hf))
+    assert grown == model  # the table had room
+    export_hf(tmp_path / "out", model=model, params=params, tokenizer=tokenizer, triggers=triggers)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "<EASY><SHORT>18 - 3 = 15 eggs\n\n<ANSWER>\\boxed{15}<|im_end|>"
+    ids = tokenizer.encode(text)
+    assert theirs.encode(text) == ids and ids[:2] == [151_665, 151_667]
+    # They are not "special", so that who skips special tokens still sees the route.
+    shown = theirs.decode(ids, skip_special_tokens=True)
+    assert shown == text.removesuffix("<|im_end|>")
 
 
 def test_half_precision_in_shards_without_tokenizer(tmp_path):

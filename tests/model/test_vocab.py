@@ -13,7 +13,7 @@ NUM_REAL = 90  # of 96 rows: six are padding
 
 def make(tied):
     cfg = ModelConfig(**TINY, tied=tied)
-    return cfg, nn.unbox(init_params(cfg, jax.random.key(0)))
+    return cfg, nn.unbox(jax.jit(lambda key: init_params(cfg, key))(jax.random.key(0)))
 
 
 def tables(params):

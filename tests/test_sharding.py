@@ -1,0 +1,44 @@
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import abstract_params
+from l2s_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shardings
+from tests.model.test_config import TINY
+
+
+def test_one_axis_takes_the_devices_that_are_left():
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert one.size == 1
+
+
+def test_every_parameter_lies_as_its_axes_say():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    placed = shardings(abstract_params(ModelConfig(**TINY, tied=False)), mesh)
+    assert placed["embed"]["embedding"].spec == P("tensor", "fsdp")
+    assert placed["lm_head"].spec == P("fsdp", "tensor")
+    layers = placed["layers"]
+    assert layers["attention"]["q_proj"]["kernel"].spec == P(None, "fsdp", "tensor")
+    assert layers["attention"]["o_proj"]["kernel"].spec == P(None, "tensor", "fsdp")
+    assert layers["mlp"]["down_proj"]["kernel"].spec == P(None, "tensor", "fsdp")
+    assert layers["input_norm"]["scale"].spec == P(None, "fsdp")
+    assert batch_sharding(mesh).spec == P(("data", "fsdp")) and replicated(mesh).spec == P()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 0}, "data=0"),
+        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        ({"tensor": -2}, "tensor=-2"),
+        ({"data": 3}, "there are 8"),
+        ({"data": 3, "fsdp": -1}, "there are 8"),
+    ],
+)
+def test_impossible_meshes(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(MeshConfig(**sizes))
