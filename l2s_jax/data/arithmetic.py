@@ -233,4 +233,4 @@ def make_tokenizer() -> Tokenizer:
         "{% for message in messages %}{{ message['content'] }}{% endfor %}"
         "{% if add_generation_prompt %} ={% endif %}"
     )
-    return from_hf(hf, [hf.eos_token_id])
+    return from_hf(hf, [_WORDS.index(STOP)])

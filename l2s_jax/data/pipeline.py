@@ -18,9 +18,7 @@ from l2s_jax.types import Batch
 class Batches:
     """`batches[step]`: rows are packed once, and shuffled anew in every epoch."""
 
-    def __init__(
-        self, examples: Sequence[Example], *, row_length: int, batch_rows: int, seed: int
-    ):
+    def __init__(self, examples: Sequence[Example], *, row_length: int, batch_rows: int, seed: int):
         refuse_overlong(examples, row_length)
         # Shuffle before packing, so that rows of equal lengths mix sources and levels.
         order = np.random.default_rng(seed).permutation(len(examples))
@@ -42,7 +40,9 @@ class Batches:
         return self.num_rows / len(self[0].tokens)
 
     def __getitem__(self, step: int) -> Batch:
-        return self._dataset[step]
+        batch = self._dataset[step]
+        assert batch is not None, "no transformation here filters"
+        return batch
 
 
 def _stack(rows: Sequence[Row]) -> Batch:

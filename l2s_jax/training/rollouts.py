@@ -20,21 +20,21 @@ RolloutSource = Literal["auto", "forced_pair", "mixed"]
 mixed: half auto, a quarter each forced. The paper's sources disagree on which it used."""
 
 
+FORCED: tuple[Mode, Mode] = ("force-long", "force-short")
+
+
 def group_modes(source: RolloutSource, group: int) -> tuple[Mode, ...]:
     """The routing mode of each sample of a prompt."""
-    if source == "auto":
-        return ("auto",) * group
-    parts = {"forced_pair": 2, "mixed": 4}[source]
+    parts = {"auto": 1, "forced_pair": 2, "mixed": 4}[source]
     if group % parts:
         raise ValueError(
             f"rollouts={source!r} cuts a group into equal parts, but num_samples={group} is no"
             f" multiple of {parts}. Change sampling.num_samples."
         )
-    forced = group // parts
-    auto: tuple[Mode, ...] = ("auto",) * (group - 2 * forced)
-    long: tuple[Mode, ...] = ("force-long",) * forced
-    short: tuple[Mode, ...] = ("force-short",) * forced
-    return auto + long + short
+    forced = 0 if source == "auto" else group // parts
+    auto: list[Mode] = ["auto" for _ in range(group - 2 * forced)]
+    pairs: list[Mode] = [mode for mode in FORCED for _ in range(forced)]
+    return (*auto, *pairs)
 
 
 def prediction_of(rollout: Rollout) -> str | None:

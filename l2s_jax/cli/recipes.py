@@ -1,0 +1,95 @@
+"""The runs of the arithmetic world: what the demo chains, and what `configs/*_arithmetic.py` name.
+
+Lives here: every hyper-parameter of the demo. Not here: the chain itself (`cli/demo.py`), the
+base model they start from (`configs/base_arithmetic.py`).
+"""
+
+import dataclasses
+
+from l2s_jax.curation.reject import CurateRun
+from l2s_jax.data.arithmetic import ArithmeticProblems, ArithmeticTeachers
+from l2s_jax.evaluation.benchmark import EvalRun
+from l2s_jax.objectives.presets import Plus, V2
+from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.tokens.layouts import Layout, LayoutConfig
+from l2s_jax.tokens.triggers import TriggerStarts
+from l2s_jax.training.grpo import GrpoRun
+from l2s_jax.training.optim import OptimConfig
+from l2s_jax.training.rollouts import RolloutSource
+from l2s_jax.training.sft import CuratedItems, SftRun
+
+MAX_NEW_TOKENS = 56  # the longest long path has 48, stop included
+STARTS = TriggerStarts(easy="brief", long="steps", short="brief", answer="so")
+"""The words under which the base model knows the two styles."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of everything; the recipes are otherwise the same."""
+
+    train_per_level: int = 600
+    test_per_level: int = 200
+    sft_steps: int = 200
+    grpo_steps: int = 30
+
+
+FULL = Scale()
+QUICK = Scale(train_per_level=300, test_per_level=50, sft_steps=80, grpo_steps=12)
+
+
+def curate(seed: int, scale: Scale = FULL) -> CurateRun:
+    """Four trials of the terse teacher on every training problem."""
+    problems = ArithmeticProblems(num_per_level=scale.train_per_level, seed=seed)
+    source = ArithmeticTeachers(problems=problems, seed=seed)
+    return CurateRun(source=source, tokenizer="arithmetic", num_candidates=4)
+
+
+def stage1(curated: str, seed: int, layout: Layout = "matched", scale: Scale = FULL) -> SftRun:
+    """Supervised fine-tuning of the shipped base model on curated items."""
+    return SftRun(
+        model="arithmetic",
+        data=CuratedItems(path=curated, layout=LayoutConfig(name=layout), starts=STARTS),
+        num_steps=scale.sft_steps,
+        optim=OptimConfig(peak_lr=1e-3, warmup_steps=10, b2=0.99),
+        seed=seed,
+        log_every=5,
+    )
+
+
+def stage2_v2(model: str, seed: int, scale: Scale = FULL) -> GrpoRun:
+    """Correctness only, clipped against the stage 1 policy, which also samples."""
+    return GrpoRun(
+        model=model,
+        problems=ArithmeticProblems(num_per_level=scale.train_per_level, seed=seed + 1000),
+        preset=V2(),
+        rollouts="auto",
+        sampling=SamplingConfig(num_samples=8, max_new_tokens=MAX_NEW_TOKENS),
+        prompts_per_step=32,
+        num_steps=scale.grpo_steps,
+        optim=OptimConfig(peak_lr=1e-4, b2=0.99),
+        num_workers=1,
+        seed=seed,
+    )
+
+
+def stage2_plus(
+    model: str, seed: int, rollouts: RolloutSource = "auto", scale: Scale = FULL
+) -> GrpoRun:
+    """Length-aware (O1-Pruner's form), otherwise as `stage2_v2`."""
+    return dataclasses.replace(
+        stage2_v2(model, seed, scale), preset=Plus(accuracy_weight=5.0), rollouts=rollouts
+    )
+
+
+def evaluation(model: str, stage: str, seed: int, scale: Scale = FULL) -> EvalRun:
+    """Greedy answers to unseen questions in every mode."""
+    return EvalRun(
+        model=model,
+        problems=ArithmeticProblems(
+            split="test", num_per_level=scale.test_per_level, seed=seed + 2000
+        ),
+        sampling=SamplingConfig(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, max_rows=600),
+        stage=stage,
+        seed=seed,
+        num_workers=1,
+    )
