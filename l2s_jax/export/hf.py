@@ -137,6 +137,7 @@ def import_hf(hf_dir: str | pathlib.Path, out: str | pathlib.Path) -> None:
     out = pathlib.Path(out)
     refuse_existing(out)
     policy = load_policy(hf_dir)
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
