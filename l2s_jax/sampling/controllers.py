@@ -139,6 +139,12 @@ def make_router(
     )
 
 
+def router_specs(by_row: Any, whole: Any) -> Router:
+    """A router-shaped tree that says which of its leaves have a row axis."""
+    tables = {field.name: whole for field in dataclasses.fields(Router)}
+    return Router(**tables | {"mode": by_row, "threshold": by_row})
+
+
 def _no_table(vocab_size: int) -> RouteTable:
     """The table of a model that knows no triggers: one state, and nothing leads anywhere."""
     nothing = np.zeros((1, vocab_size), np.int8)

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from l2s_jax.model.decoder import Params
 from l2s_jax.sampling.controllers import Mode, Router, RoutingConfig, make_router
 from l2s_jax.sampling.loop import Generated, Rows, decode, prefill
 from l2s_jax.sampling.policy import Policy
+from l2s_jax.sharding import MeshConfig, make_mesh, replicated
 from l2s_jax.tokens.automaton import route_table
 from l2s_jax.tokens.tokenizer import Tokenizer
 from l2s_jax.types import Problem, Rollout, Route
@@ -77,11 +79,17 @@ def row_id(id: str, sample: int) -> int:
 
 
 class Engine:
-    """Samples from one policy. Weights may be exchanged without compiling anew."""
+    """Samples from one policy. Weights may be exchanged without compiling anew.
 
-    def __init__(self, policy: Policy, cfg: SamplingConfig):
+    Rows are cut over the mesh's data axes (default: all devices), weights are on every device.
+    """
+
+    def __init__(self, policy: Policy, cfg: SamplingConfig, mesh: Mesh | None = None):
         self.cfg = cfg
         self.policy = policy
+        self._mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+        self._given: Params | None = None
+        self._placed: Params = {}
         self._table = None
         if policy.triggers is not None:
             size = policy.model.vocab_size
@@ -109,8 +117,9 @@ class Engine:
         """
         self._check(requests)
         routing = routing or self.cfg.routing
-        params = self.policy.params if params is None else params
-        per_batch = self.cfg.max_rows // self.cfg.num_samples
+        params = self._place(self.policy.params if params is None else params)
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        per_batch = -(-self.cfg.max_rows // (self.cfg.num_samples * shards)) * shards
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         rollouts: dict[int, list[Rollout]] = {}
         for begin in range(0, len(order), per_batch):
@@ -120,6 +129,12 @@ class Engine:
             for place, i in enumerate(chosen):
                 rollouts[i] = self._cut(requests[i], place, generated)
         return [rollout for i in range(len(requests)) for rollout in rollouts[i]]
+
+    def _place(self, params: Params) -> Params:
+        """The weights on every device; the last ones asked for stay there."""
+        if params is not self._given:
+            self._given, self._placed = params, jax.device_put(params, replicated(self._mesh))
+        return self._placed
 
     def _check(self, requests: Sequence[Request]) -> None:
         seen: set[str] = set()
@@ -155,9 +170,10 @@ class Engine:
         """One batch through both programs; missing prompts become rows that never start."""
         model, cfg = self.policy.model, self.cfg
         prompt_NP, lengths_N = _pad(batch, num_prompts)
-        kv, logits_NV = prefill(model, params, prompt_NP, lengths_N)
+        kv, logits_NV = prefill(model, self._mesh, params, prompt_NP, lengths_N)
         generated = decode(
             model,
+            self._mesh,
             params,
             kv,
             logits_NV,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from l2s_jax.model.attention import visible
@@ -27,8 +28,10 @@ from l2s_jax.sampling.controllers import (
     begin_routing,
     probability_of_easy,
     route_step,
+    router_specs,
     routes,
 )
+from l2s_jax.sharding import BATCH
 
 
 @struct.dataclass
@@ -67,17 +70,36 @@ class Generated:
     stopped: Any  # [B] bool
     route: Any  # [B] int32: 0 short, 1 long, 2 none
     p_easy: Any  # [B] float32
-    num_steps: Any  # [] int32, passes of the decode loop
+    num_steps: Any  # [devices] int32, passes of each device's decode loop
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+ROWS = BATCH  # rows and prompts are cut over the mesh's data axes, tables are everywhere
+WHOLE = PartitionSpec()
+BY_ROW = PartitionSpec(None, *BATCH)  # arrays whose second axis is rows, behind the layers
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh"))
 def prefill(
     cfg: ModelConfig,
+    mesh: Mesh,
     params: Params,
     prompt_NP: Int[Array, "N P"],
     lengths_N: Int[Array, " N"],
 ) -> tuple[KeyValues, Float[Array, "N V"]]:
     """Keys and values of right-padded prompts, and the logits after each one's last token."""
+    inside = jax.shard_map(
+        functools.partial(_prefill, cfg),
+        mesh=mesh,
+        in_specs=(WHOLE, ROWS, ROWS),
+        out_specs=((BY_ROW, BY_ROW), ROWS),
+        check_vma=False,
+    )
+    return inside(params, prompt_NP, lengths_N)
+
+
+def _prefill(
+    cfg: ModelConfig, params: Params, prompt_NP: Int[Array, "N P"], lengths_N: Int[Array, " N"]
+) -> tuple[KeyValues, Float[Array, "N V"]]:
     index_NP = jnp.broadcast_to(jnp.arange(prompt_NP.shape[1])[None], prompt_NP.shape)
     real_NP = (index_NP < lengths_N[:, None]).astype(jnp.int32)
     mask = visible(real_NP, jnp.zeros_like(real_NP))
@@ -86,8 +108,42 @@ def prefill(
     return kv, logits(params, last_N1D)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "group", "max_tokens"))
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "group", "max_tokens"))
 def decode(
+    cfg: ModelConfig,
+    mesh: Mesh,
+    params: Params,
+    prompt_kv: KeyValues,
+    prompt_logits_NV: Float[Array, "N V"],
+    prompt_lengths_N: Int[Array, " N"],
+    rows: Rows,
+    router: Router,
+    stop_ids: Int[Array, " stops"],
+    key: Key[Array, ""],
+    *,
+    group: int,
+    max_tokens: int,
+) -> Generated:
+    """Completions of `group` rows per prompt.
+
+    Each device runs the loop on its own rows and ends when they have; none waits for another.
+
+    Args:
+      stop_ids: ids that end a row; the stop is part of the completion. Fill up with -1.
+    """
+    inside = jax.shard_map(
+        functools.partial(_decode, cfg, group=group, max_tokens=max_tokens),
+        mesh=mesh,
+        in_specs=(WHOLE, BY_ROW, ROWS, ROWS, ROWS, router_specs(ROWS, WHOLE), WHOLE, WHOLE),
+        out_specs=ROWS,
+        check_vma=False,
+    )
+    return inside(
+        params, prompt_kv, prompt_logits_NV, prompt_lengths_N, rows, router, stop_ids, key
+    )
+
+
+def _decode(
     cfg: ModelConfig,
     params: Params,
     prompt_kv: KeyValues,
@@ -101,11 +157,6 @@ def decode(
     group: int,
     max_tokens: int,
 ) -> Generated:
-    """Completions of `group` rows per prompt; ends when every row has.
-
-    Args:
-      stop_ids: ids that end a row; the stop is part of the completion. Fill up with -1.
-    """
     index_P = jnp.arange(prompt_kv[0].shape[2])
     cache = begin(
         *prompt_kv, index_P[None] < prompt_lengths_N[:, None], group=group, tail=max_tokens
@@ -139,7 +190,7 @@ def decode(
         stopped=state.stopped,
         route=routes(router, state.routing, state.last),
         p_easy=probability_of_easy(state.routing),
-        num_steps=num_steps,
+        num_steps=num_steps[None],
     )
 
 
