@@ -43,7 +43,8 @@ def refuse_overlong(examples: Sequence[Example], row_length: int) -> None:
         longest = max(num for _, num in overlong)
         raise ValueError(
             f"{len(overlong)} of {len(examples)} examples are longer than row_length={row_length}"
-            f" tokens: {listed}{more}. Raise row_length to {longest}, or curate shorter items."
+            f" tokens: {listed}{more}. Raise row_length to {longest}, or leave them out with"
+            f" data.max_tokens={row_length}."
         )
 
 

@@ -10,9 +10,11 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from l2s_jax.data.store import read_items
 from l2s_jax.data.traces import cut_long, cut_short
 from l2s_jax.types import Problem, Trace
 
@@ -132,20 +134,39 @@ class JsonlProblems:
     question: str = "question"
     answer: str = "answer"
     level: str | None = "level"  # None: read no levels; a line without the field has none
-    limit: int | None = None  # the first so many lines
+    limit: int | None = None  # the first so many
+    exclude: str | None = None  # a curation's workdir; questions of its items are left out
 
     def __post_init__(self):
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"JsonlProblems.limit={self.limit}: give at least 1, or null for all.")
 
     def load(self) -> list[Problem]:
-        ids, problems = _Ids(self.path), []
+        ids, problems, num_excluded = _Ids(self.path), [], 0
+        excluded = self._excluded()
         for line, record in read_jsonl(self.path):
             if self.limit is not None and len(problems) == self.limit:
                 break
             id = ids.claim(record, self.id, line)
-            problems.append(_problem(record, id, self, f"{self.path}:{line} ({id})"))
+            problem = _problem(record, id, self, f"{self.path}:{line} ({id})")
+            if _words(problem.question) in excluded:
+                num_excluded += 1
+            else:
+                problems.append(problem)
+        if self.exclude is not None:
+            told = f"{len(problems)} problems, {num_excluded} left out as items of {self.exclude}"
+            print(f"{self.path}: {told}", file=sys.stderr)
         return _not_empty(problems, self.path)
+
+    def _excluded(self) -> set[str]:
+        if self.exclude is None:
+            return set()
+        return {_words(item.question) for item in read_items(pathlib.Path(self.exclude) / "items")}
+
+
+def _words(question: str) -> str:
+    """The question without what copies of a problem set differ in: spaces and letter case."""
+    return " ".join(question.split()).casefold()
 
 
 def _problem(record: dict[str, Any], id: str, fields: JsonlProblems, where: str) -> Problem:

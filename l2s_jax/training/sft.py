@@ -46,6 +46,13 @@ class CuratedItems:
     layout: LayoutConfig = LayoutConfig()
     spelling: Spelling = "added"
     starts: TriggerStarts = TriggerStarts()
+    max_tokens: int | None = None  # longer examples are left out, and counted; None: none may be
+
+    def __post_init__(self):
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(
+                f"CuratedItems.max_tokens={self.max_tokens}: at least 1, or null to leave out none."
+            )
 
     def prepare(self, policy: Policy) -> tuple[Policy, list[Example]]:
         """The policy with its triggers, and one example per item."""
@@ -55,7 +62,22 @@ class CuratedItems:
         examples = [
             encode_item(item, self.layout, policy.tokenizer, policy.triggers) for item in items
         ]
-        return policy, examples
+        return policy, self._short_enough(examples)
+
+    def _short_enough(self, examples: list[Example]) -> list[Example]:
+        """The examples that `max_tokens` admits; how many it does not is told."""
+        if self.max_tokens is None:
+            return examples
+        kept = [example for example in examples if example.num_tokens <= self.max_tokens]
+        left_out = f"{len(examples) - len(kept)} of {len(examples)} items"
+        if not kept:
+            shortest = min(example.num_tokens for example in examples)
+            raise ValueError(
+                f"data.max_tokens={self.max_tokens} leaves out {left_out}: the shortest has"
+                f" {shortest} tokens. Raise it."
+            )
+        print(f"data.max_tokens={self.max_tokens} leaves out {left_out}", file=sys.stderr)
+        return kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +92,7 @@ class SftRun:
     num_steps: int = 200
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
+    remat: bool = False  # compute each block again in the backward pass: less memory, more time
     seed: int = 0
     log_every: int = 10
     save_every: int = 500
@@ -120,7 +143,8 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
     check_lengths(examples, policy.model)
     batches = Batches(examples, row_length=cfg.row_length, batch_rows=cfg.batch_rows, seed=cfg.seed)
     # 2. One program on a mesh.
-    optimizer, places, step_fn = program(policy.model, cfg.optim, cfg.num_steps, cfg.mesh)
+    decoder = dataclasses.replace(policy.model, remat=cfg.remat or policy.model.remat)
+    optimizer, places, step_fn = program(decoder, cfg.optim, cfg.num_steps, cfg.mesh)
     # 3. Resume, or begin.
     state = begin_state(policy.params, optimizer, places)
     describe_policy(workdir, policy)
