@@ -9,7 +9,7 @@ import dataclasses
 from l2s_jax.curation.reject import CurateRun
 from l2s_jax.data.arithmetic import ArithmeticProblems, ArithmeticTeachers
 from l2s_jax.evaluation.benchmark import EvalRun
-from l2s_jax.objectives.presets import Plus, V2
+from l2s_jax.objectives.presets import V2, Plus
 from l2s_jax.sampling.engine import SamplingConfig
 from l2s_jax.tokens.layouts import Layout, LayoutConfig
 from l2s_jax.tokens.triggers import TriggerStarts

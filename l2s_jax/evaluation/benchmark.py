@@ -19,11 +19,11 @@ from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.data.store import replace_file
 from l2s_jax.evaluation.records import Answer
 from l2s_jax.evaluation.summary import build_summary
-from l2s_jax.sampling.controllers import MODES, Mode, RoutingConfig
+from l2s_jax.sampling.controllers import MODES, Mode
 from l2s_jax.sampling.engine import Engine, SamplingConfig, ask
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.training.policy import load_policy
-from l2s_jax.training.rollouts import judge, prediction_of
+from l2s_jax.training.rollouts import judge, prediction_of, untaught_prediction
 from l2s_jax.types import Problem
 from l2s_jax.verify.math import Verifier
 
@@ -42,8 +42,24 @@ class EvalRun:
     verify_seconds: float = 5.0
 
     def __post_init__(self):
-        if not self.modes:
-            raise ValueError(f"EvalRun.modes=(): give one or more of {', '.join(MODES)}.")
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(
+                f"EvalRun.modes={self.modes}: one or more of {', '.join(MODES)}, each once."
+            )
+        if not self.stage or "/" in self.stage:
+            raise ValueError(
+                f"EvalRun.stage={self.stage!r}: it names a file. Give a name without slashes."
+            )
+        if self.sampling.routing.modes != ("auto",):
+            raise ValueError(
+                f"EvalRun.sampling.routing.modes={self.sampling.routing.modes}: EvalRun.modes"
+                " decides them. Set that, and leave these out."
+            )
+        if self.num_workers < 1 or not self.verify_seconds > 0:
+            raise ValueError(
+                f"EvalRun.num_workers={self.num_workers}, verify_seconds={self.verify_seconds}:"
+                " both must be above 0; 2 and 5.0 are usual."
+            )
 
 
 def run(cfg: EvalRun, workdir: str | pathlib.Path) -> None:
@@ -76,10 +92,12 @@ def answer_all(
     if policy.tokenizer is None:
         raise ValueError("a model without a tokenizer cannot be asked questions: add its files.")
     key = jax.random.key(seed)
-    routing = RoutingConfig(modes=(mode,))
+    routing = dataclasses.replace(engine.cfg.routing, modes=(mode,))
     rollouts = engine.sample(ask(problems, policy.tokenizer), key, routing=routing)
     by_id = {problem.id: problem for problem in problems}
-    correct = judge(rollouts, {id: problem.answer for id, problem in by_id.items()}, verifier)
+    references = {id: problem.answer for id, problem in by_id.items()}
+    predict = prediction_of if policy.triggers is not None else untaught_prediction
+    correct = judge(rollouts, references, verifier, predict)
     return [
         Answer(
             stage=stage,
@@ -89,7 +107,7 @@ def answer_all(
             level=by_id[rollout.id].level,
             question=by_id[rollout.id].question,
             reference=by_id[rollout.id].answer,
-            prediction=prediction_of(rollout),
+            prediction=predict(rollout),
             correct=right,
             num_tokens=rollout.num_tokens,
             route=rollout.route,

@@ -19,11 +19,16 @@ from l2s_jax.training.state import TrainState
 FOLDER = "checkpoints"
 
 
+READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+"""For those who only look: they make no folder and remove nothing that a run is writing."""
+
+
 class Checkpoints:
     """The checkpoints of one workdir; close it before the program ends."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        # What a killed write left behind is removed here, and only here: this is the one writer.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
 
     def latest(self) -> int | None:
@@ -43,7 +48,14 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, part))
             for name, part in parts.items()
         }
-        found = self._manager.restore(step, args=ocp.args.Composite(**restores))
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**restores))
+        except KeyError:
+            raise ValueError(
+                f"{self._manager.directory}/{step} holds a model without an optimizer's state: it"
+                " is no interrupted run. Use another --workdir, and name this one as the run's"
+                " model."
+            ) from None
         place = like.step.sharding
         return TrainState(
             step=jax.device_put(jnp.int32(step), place),
@@ -65,13 +77,16 @@ class Checkpoints:
 def restore_params(workdir: pathlib.Path, like: Any) -> Any:
     """The parameters alone, of the newest step; `like` gives shapes, types and shardings."""
     folder = workdir / FOLDER
-    with ocp.CheckpointManager(folder.resolve()) as manager:
+    missing = FileNotFoundError(
+        f"{folder} holds no finished checkpoint. Let the run reach its first save, or give another"
+        " workdir."
+    )
+    if not folder.is_dir():
+        raise missing
+    with ocp.CheckpointManager(folder.resolve(), options=READ_ONLY) as manager:
         step = manager.latest_step()
         if step is None:
-            raise FileNotFoundError(
-                f"{folder} holds no finished checkpoint. Let the run reach its first save, or give"
-                " another workdir."
-            )
+            raise missing
         args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
         return manager.restore(step, args=args)["params"]
 
@@ -79,5 +94,7 @@ def restore_params(workdir: pathlib.Path, like: Any) -> Any:
 def save_params(workdir: pathlib.Path, params: Any) -> None:
     """A checkpoint that is nothing but parameters, as step 0."""
     with ocp.CheckpointManager((workdir / FOLDER).resolve()) as manager:
+        if manager.latest_step() is not None:  # Orbax would keep the old one without a word
+            raise FileExistsError(f"{workdir} holds a checkpoint already. Give another folder.")
         manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         manager.wait_until_finished()

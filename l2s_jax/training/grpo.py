@@ -29,7 +29,7 @@ from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.checkpoint import Checkpoints
 from l2s_jax.training.metrics import MetricsFile
-from l2s_jax.training.optim import OptimConfig, make_optimizer
+from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
 from l2s_jax.training.policy import describe_policy, load_policy
 from l2s_jax.training.rollouts import (
     RolloutSource,
@@ -39,7 +39,7 @@ from l2s_jax.training.rollouts import (
     judge,
 )
 from l2s_jax.training.state import begin_state, state_shardings
-from l2s_jax.training.step import Program, compile_step, place_batch
+from l2s_jax.training.step import Program, check_rows, compile_step, place_batch
 from l2s_jax.types import Metrics, Problem, Rollout, RolloutBatch
 from l2s_jax.verify.math import Verifier
 
@@ -67,6 +67,11 @@ class GrpoRun:
         for name in ("prompts_per_step", "num_steps", "save_every", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"GrpoRun.{name}={getattr(self, name)}: must be at least 1.")
+        if self.seed < 0 or not self.verify_seconds > 0:
+            raise ValueError(
+                f"GrpoRun.seed={self.seed}, verify_seconds={self.verify_seconds}: a seed is 0 or"
+                " more, a bound above 0."
+            )
         if self.refresh_every is not None and self.refresh_every < 1:
             raise ValueError(
                 f"GrpoRun.refresh_every={self.refresh_every}: at least 1, or null for never."
@@ -82,7 +87,25 @@ class GrpoRun:
                 f"{self.sampling.top_p}. Ratios need draws from the whole policy: set a"
                 " temperature above 0 and top_p=1."
             )
+        if self.sampling.num_samples < 2:
+            raise ValueError(
+                "GrpoRun.sampling.num_samples=1: a rollout alone has no group to be compared with."
+                " Take 2 or more; 8 is usual."
+            )
         group_modes(self.rollouts, self.sampling.num_samples)
+        if self.sampling.routing.modes != ("auto",):
+            raise ValueError(
+                f"GrpoRun.sampling.routing.modes={self.sampling.routing.modes}: in stage 2"
+                " GrpoRun.rollouts decides them. Set that, and leave the modes out."
+            )
+        limit = self.sampling.max_new_tokens
+        if isinstance(self.preset, PlusLinear) and self.preset.max_tokens != limit:
+            raise ValueError(
+                f"GrpoRun.preset.max_tokens={self.preset.max_tokens} is not"
+                f" sampling.max_new_tokens={limit}: length would be rewarded by another measure."
+                " Set both to one number."
+            )
+        schedule(self.optim, self.num_steps)  # refuses a warm-up that outlasts the run
 
 
 def completion_logp(
@@ -128,12 +151,15 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
         )
     problems = cfg.problems.load()
     requests = {request.id: request for request in ask(problems, policy.tokenizer)}
+    check_problems(cfg, policy.model, list(requests.values()))
     prompt_width = max(len(request.prompt_ids) for request in requests.values())
     engine = Engine(policy, cfg.sampling)
     # 2. One program on a mesh.
     optimizer, places, step_fn = program(
         policy.model, cfg.preset, cfg.sampling.temperature, cfg.optim, cfg.num_steps, cfg.mesh
     )
+    num_rows = cfg.prompts_per_step * cfg.sampling.num_samples
+    check_rows("GrpoRun.prompts_per_step * sampling.num_samples", num_rows, places)
     # 3. Resume, or begin.
     state = begin_state(policy.params, optimizer, places)
     describe_policy(workdir, policy)
@@ -145,7 +171,8 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
         if latest is not None:
             state = checkpoints.restore(latest, state)
         begin = int(state.step)
-        behaviour = policy.params if cfg.refresh_every is None else state.params
+        # With refreshes this is exchanged at once: saves, so resumes too, fall on a refresh.
+        behaviour = policy.params
         # 4. The loop.
         with MetricsFile(workdir, resume_from=begin) as metrics_file, _bar(cfg, begin) as bar:
             for step in range(begin, cfg.num_steps):
@@ -180,6 +207,23 @@ def program(
     return optimizer, places, step_fn
 
 
+def check_problems(cfg: GrpoRun, model: ModelConfig, requests: list[Request]) -> None:
+    """Refuses, before the first step, problems that a later step would stumble over."""
+    if len(requests) < cfg.prompts_per_step:
+        raise ValueError(
+            f"GrpoRun.prompts_per_step={cfg.prompts_per_step}, but there are {len(requests)}"
+            " problems. Lower it, or give more problems."
+        )
+    room = model.max_positions - cfg.sampling.max_new_tokens
+    beyond = [request.id for request in requests if len(request.prompt_ids) > room]
+    if beyond:
+        raise ValueError(
+            f"{len(beyond)} prompts leave no room for max_new_tokens={cfg.sampling.max_new_tokens}"
+            f" within the model's {model.max_positions} positions: {', '.join(beyond[:10])}. Lower"
+            " GrpoRun.sampling.max_new_tokens, or leave those problems out."
+        )
+
+
 def sample_step(
     cfg: GrpoRun, engine: Engine, requests: list[Request], behaviour: Params, step: int
 ) -> list[Rollout]:
@@ -209,15 +253,17 @@ def prepare(
         prompt_width=prompt_width,
         completion_width=cfg.sampling.max_new_tokens,
     )
-    chosen = [r for r in rollouts if r.free[0]]
+    modes = group_modes(cfg.rollouts, cfg.sampling.num_samples)
+    # Not by who chose the first token: a switch that replaces EASY leaves a forced one there.
+    routed = [r for r in rollouts if modes[r.sample] == "auto"]
     signal = {
         "accuracy": float(np.mean(correct)),
         "tokens": float(np.mean(lengths)),
         "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
         "no_route": float(np.mean([r.route == "none" for r in rollouts])),
     }
-    if chosen:  # among rollouts that routed themselves
-        signal["easy_share"] = float(np.mean([r.route == "short" for r in chosen]))
+    if routed:
+        signal["easy_share"] = float(np.mean([r.route == "short" for r in routed]))
     return batch, metrics | signal
 
 

@@ -37,17 +37,19 @@ class MetricsFile:
     def write(self, step: int, metrics: Metrics) -> dict[str, float]:
         """Writes the metrics of a step as plain numbers, and returns them.
 
-        The first number that is not finite ends the run: every later step would be lost anyway.
+        The first number that is not finite ends the run, unwritten: every later step would be
+        lost anyway, and JSON has no such numbers.
         """
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._file.write(json.dumps({"step": step} | numbers) + "\n")
-        self._file.flush()
         strange = {name: n for name, n in numbers.items() if not math.isfinite(n)}
         if strange:
+            listed = ", ".join(f"{name}={number}" for name, number in strange.items())
             raise FloatingPointError(
-                f"step {step}: {strange} is not finite. The last checkpoint is from before it;"
-                " lower optim.peak_lr or look at the batch of this step."
+                f"step {step}: not finite: {listed}. The last checkpoint is from before it; lower"
+                " optim.peak_lr, or look at the batch of this step."
             )
+        self._file.write(json.dumps({"step": step} | numbers) + "\n")
+        self._file.flush()
         return numbers
 
     def close(self) -> None:

@@ -11,11 +11,11 @@ import optax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW. The schedule rises over `warmup_steps`, then falls as a cosine to `final_fraction`."""
+    """AdamW. The rate rises from 0 over `warmup_steps`, then falls as a cosine."""
 
     peak_lr: float = 1e-5
     warmup_steps: int = 0
-    final_fraction: float = 0.1  # of peak_lr, at the last step; 1 keeps it constant
+    final_fraction: float = 0.1  # of peak_lr, where the cosine ends; 1 keeps it constant
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
@@ -25,6 +25,15 @@ class OptimConfig:
         for name in ("peak_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"OptimConfig.{name}={getattr(self, name)}: must be above 0.")
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"OptimConfig.{name}={getattr(self, name)}: 0 or more.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"OptimConfig.{name}={getattr(self, name)}: the share of a moment that a step"
+                    " keeps, at least 0 and below 1."
+                )
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(
                 f"OptimConfig.final_fraction={self.final_fraction}: a share of peak_lr, 0 to 1."
@@ -32,7 +41,7 @@ class OptimConfig:
 
 
 def schedule(cfg: OptimConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step."""
+    """Learning rate by steps taken: 0 (or the peak, without a warm-up) before the first."""
     if cfg.warmup_steps >= num_steps:
         raise ValueError(
             f"OptimConfig.warmup_steps={cfg.warmup_steps}, but the run has {num_steps} steps."

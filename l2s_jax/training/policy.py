@@ -7,6 +7,7 @@ A workdir holds `model.json` (the decoder's shape), `tokenizer/` (with `l2s.json
 and `checkpoints/`.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -80,12 +81,17 @@ def save_policy(workdir: str | pathlib.Path, policy: Policy) -> None:
 
 
 def describe_policy(workdir: pathlib.Path, policy: Policy) -> None:
-    """All of a policy but its weights, which the run's checkpoints hold."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """All of a policy but its weights, which the run's checkpoints hold.
+
+    A run that resumes has it already, and does not touch it.
+    """
+    if (workdir / MODEL_FILE).exists():
+        return
+    (workdir / TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
     if policy.tokenizer is not None:
         policy.tokenizer.save(workdir / TOKENIZER_FOLDER)
-        if policy.triggers is not None:
-            policy.triggers.save(workdir / TOKENIZER_FOLDER)
+    if policy.triggers is not None:
+        policy.triggers.save(workdir / TOKENIZER_FOLDER)
     # Last, and by a rename: its presence is what makes the folder a policy's workdir.
     beside = workdir / (MODEL_FILE + ".part")
     beside.write_text(json.dumps(to_json(policy.model), indent=2))
@@ -95,9 +101,15 @@ def describe_policy(workdir: pathlib.Path, policy: Policy) -> None:
 def teach_triggers(policy: Policy, spelling: Spelling, starts: TriggerStarts) -> Policy:
     """The policy with trigger vocabulary; one that has it already is returned as it is.
 
-    Added tokens take free padding rows of the embedding, or grow it.
+    Added tokens take free padding rows of the embedding, or grow it. Those that the tokenizer has
+    already keep the rows that they have.
     """
     if policy.triggers is not None:
+        if policy.triggers.spelling != spelling:
+            raise ValueError(
+                f"spelling={spelling!r}, but the model knows its triggers as"
+                f" {policy.triggers.spelling!r} already. Set data.spelling to that."
+            )
         return policy
     if policy.tokenizer is None:
         raise ValueError(
@@ -105,15 +117,11 @@ def teach_triggers(policy: Policy, spelling: Spelling, starts: TriggerStarts) ->
             " model folder."
         )
     if spelling == "plain":
-        triggers = find_triggers(policy.tokenizer, "plain")
-        return Policy(
-            model=policy.model,
-            params=policy.params,
-            tokenizer=policy.tokenizer,
-            triggers=triggers,
-        )
+        return dataclasses.replace(policy, triggers=find_triggers(policy.tokenizer, "plain"))
     tokenizer, triggers = add_triggers(policy.tokenizer)
+    num_real = len(policy.tokenizer.hf)
     rows = starts.rows(policy.tokenizer, triggers)
+    rows = {new: pieces for new, pieces in rows.items() if new >= num_real}
     params = jax.tree.map(jnp.asarray, policy.params)
-    model, params = add_rows(params, policy.model, rows, num_real=len(policy.tokenizer.hf))
+    model, params = add_rows(params, policy.model, rows, num_real=num_real)
     return Policy(model=model, params=params, tokenizer=tokenizer, triggers=triggers)

@@ -4,7 +4,7 @@ Lives here: which modes a group is sampled in, whether a rollout is right, and t
 Not here: sampling (`sampling/engine.py`), advantages and losses (`objectives/presets.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -43,11 +43,19 @@ def prediction_of(rollout: Rollout) -> str | None:
     return None if text is None else answer_or_text(text)
 
 
+def untaught_prediction(rollout: Rollout) -> str | None:
+    """The final answer of a policy that knows no triggers: the last box of all that it wrote."""
+    return None if rollout.text is None else answer_or_text(rollout.text)
+
+
 def judge(
-    rollouts: Sequence[Rollout], references: dict[str, str], verifier: Verifier
+    rollouts: Sequence[Rollout],
+    references: dict[str, str],
+    verifier: Verifier,
+    predict: Callable[[Rollout], str | None] = prediction_of,
 ) -> list[bool]:
     """True where a rollout ended by itself and its answer equals its problem's reference."""
-    pairs = [(references[rollout.id], prediction_of(rollout)) for rollout in rollouts]
+    pairs = [(references[rollout.id], predict(rollout)) for rollout in rollouts]
     verdicts = verifier.equivalent_many(pairs)
     return [
         verdict.equivalent and rollout.finish_reason == "stop"

@@ -31,10 +31,10 @@ from l2s_jax.tokens.tokenizer import load_tokenizer
 from l2s_jax.tokens.triggers import Spelling, TriggerStarts
 from l2s_jax.training.checkpoint import Checkpoints
 from l2s_jax.training.metrics import MetricsFile
-from l2s_jax.training.optim import OptimConfig, make_optimizer
+from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
 from l2s_jax.training.policy import describe_policy, load_policy, teach_triggers
 from l2s_jax.training.state import begin_state, fresh_params, state_shardings
-from l2s_jax.training.step import Program, compile_step, place_batch
+from l2s_jax.training.step import Program, check_rows, compile_step, place_batch
 from l2s_jax.types import Batch, Metrics
 
 
@@ -101,10 +101,18 @@ class SftRun:
         for name in ("row_length", "batch_rows", "num_steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SftRun.{name}={getattr(self, name)}: must be at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"SftRun.seed={self.seed}: 0 or more.")
         if isinstance(self.model, ModelConfig) and self.tokenizer is None:
             raise ValueError(
                 "SftRun.tokenizer is missing: a model that starts anew needs the folder of one."
             )
+        if not isinstance(self.model, ModelConfig) and self.tokenizer is not None:
+            raise ValueError(
+                f"SftRun.tokenizer={self.tokenizer!r}: the folder {self.model!r} brings its own."
+                " Leave it out."
+            )
+        schedule(self.optim, self.num_steps)  # refuses a warm-up that outlasts the run
 
 
 def batch_logp(cfg: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B T"]:
@@ -145,6 +153,7 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
     # 2. One program on a mesh.
     decoder = dataclasses.replace(policy.model, remat=cfg.remat or policy.model.remat)
     optimizer, places, step_fn = program(decoder, cfg.optim, cfg.num_steps, cfg.mesh)
+    check_rows("SftRun.batch_rows", cfg.batch_rows, places)
     # 3. Resume, or begin.
     state = begin_state(policy.params, optimizer, places)
     describe_policy(workdir, policy)
@@ -157,11 +166,13 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
         with MetricsFile(workdir, resume_from=begin) as metrics_file, _bar(cfg, begin) as bar:
             for step in range(begin, cfg.num_steps):
                 state, metrics = step_fn(state, place_batch(batches[step], places))
-                done, last = step + 1, step + 1 == cfg.num_steps
-                if done % cfg.log_every == 0 or last:
+                done = step + 1
+                saves = done % cfg.save_every == 0 or done == cfg.num_steps
+                # Before every save too: no checkpoint holds a number that is none.
+                if done % cfg.log_every == 0 or saves:
                     numbers = metrics_file.write(done, metrics)
                     bar.set_postfix(loss=f"{numbers['loss']:.4f}")
-                if done % cfg.save_every == 0 or last:
+                if saves:
                     checkpoints.save(state)
                 bar.update()
 

@@ -40,6 +40,21 @@ def compile_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated))
 
 
+def check_rows(field: str, num_rows: int, places: TrainState) -> None:
+    """Refuses a number of rows that the mesh's data axes cannot share evenly.
+
+    Args:
+      field: what the user set, for the message.
+    """
+    sizes = places.step.mesh.shape
+    shares = sizes["data"] * sizes["fsdp"]
+    if num_rows % shares:
+        raise ValueError(
+            f"{field}={num_rows} rows cannot be shared by {shares} devices (mesh data="
+            f"{sizes['data']}, fsdp={sizes['fsdp']}). Make it a multiple of {shares}."
+        )
+
+
 def place_batch(batch: Any, places: TrainState) -> Any:
     """The batch on the mesh: rows over the data axes, scalars everywhere."""
     mesh = places.step.mesh
