@@ -19,10 +19,6 @@ from l2s_jax.training.state import TrainState
 FOLDER = "checkpoints"
 
 
-READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-"""For those who only look: they make no folder and remove nothing that a run is writing."""
-
-
 class Checkpoints:
     """The checkpoints of one workdir; close it before the program ends."""
 
@@ -75,20 +71,19 @@ class Checkpoints:
 
 
 def restore_params(workdir: pathlib.Path, like: Any) -> Any:
-    """The parameters alone, of the newest step; `like` gives shapes, types and shardings."""
-    folder = workdir / FOLDER
-    missing = FileNotFoundError(
-        f"{folder} holds no finished checkpoint. Let the run reach its first save, or give another"
-        " workdir."
-    )
-    if not folder.is_dir():
-        raise missing
-    with ocp.CheckpointManager(folder.resolve(), options=READ_ONLY) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise missing
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-        return manager.restore(step, args=args)["params"]
+    """The parameters alone, of the newest step; `like` gives shapes, types and shardings.
+
+    Looks and touches nothing: the run that owns the folder may be writing its next step.
+    """
+    folder = (workdir / FOLDER).resolve()
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(
+            f"{folder} holds no finished checkpoint. Let the run reach its first save, or give"
+            " another workdir."
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder / str(max(steps)) / "params", like)
 
 
 def save_params(workdir: pathlib.Path, params: Any) -> None:
