@@ -31,6 +31,8 @@ OPERATIONS = {
     "*7": lambda x: (x * 7) % 10,
 }
 NUM_JUMPS = 3  # results that the terse teacher writes
+JUMP_SUCCESS = (0.95, 0.90, 0.30)  # of the terse teacher, for jumps of 1, 2 and 3 operations
+HARD_FACTOR = 0.6  # for every multiplication in the jump
 TERSE_SHARE = 0.65  # of the base model's documents, up to the level it answers tersely
 STOP = "<end>"
 VOCAB_SIZE = 32  # rows of the base model's embedding; those past the words are free
@@ -107,12 +109,8 @@ def jumps(num_operations: int) -> list[int]:
 
 def jump_success(operations: list[str]) -> float:
     """Probability that the terse teacher's result after these operations is right."""
-    width, hard = len(operations), sum(op.startswith("*") for op in operations)
-    if width == 1:
-        return 0.80
-    if width == 2:
-        return (0.90, 0.60, 0.30)[hard]
-    return (0.40, 0.10, 0.03, 0.01)[hard]
+    hard = sum(operation.startswith("*") for operation in operations)
+    return JUMP_SUCCESS[len(operations) - 1] * HARD_FACTOR**hard
 
 
 def long_thought(question: str, rng: np.random.Generator) -> str:
