@@ -44,6 +44,45 @@ def test_answers_by_another_evaluator(problems):
     for problem in problems:
         assert problem.answer == str(value_of(problem.question))
         assert problem.level == len(problem.question.split()) - 1
+        want = [value_of(problem.question, n) for n in range(problem.level + 1)]
+        assert results(problem.question) == want
+
+
+def test_problems_are_distinct_and_as_many_as_asked(problems):
+    assert collections.Counter(p.level for p in problems) == dict.fromkeys(LEVELS, 60)
+    assert len({p.question for p in problems}) == len({p.id for p in problems}) == len(problems)
+    assert ArithmeticProblems(num_per_level=60).load() == problems
+    assert ArithmeticProblems(num_per_level=60, seed=1).load() != problems
+
+
+def test_train_and_test_never_meet():
+    train = {p.question for p in ArithmeticProblems(num_per_level=1500).load()}
+    test = {p.question for p in ArithmeticProblems(split="test", num_per_level=250).load()}
+    assert not train & test
+    assert {split_of(q) for q in train} == {"train"} and {split_of(q) for q in test} == {"test"}
+
+
+def test_the_base_model_has_read_no_test_question():
+    tokenizer = make_tokenizer()
+    for example in ArithmeticDocuments(num_documents=300).examples(tokenizer):
+        question = tokenizer.decode(example.tokens.tolist()).split(" = ")[0]
+        assert split_of(question) == "train"
+
+
+@pytest.mark.parametrize(("split", "number"), [("train", 1_700), ("test", 400)])
+def test_more_problems_than_there_are_is_refused(split, number):
+    with pytest.raises(ValueError, match=rf"num_per_level={number}: level 3 has room"):
+        ArithmeticProblems(split=split, num_per_level=number)
+    with pytest.raises(ValueError, match="num_per_level=0"):
+        ArithmeticProblems(num_per_level=0)
+
+
+def test_the_long_teacher_shows_every_step_and_checks(teachers):
+    for problem in teachers.load():
+        trace = teachers.long(problem)
+        steps, *checks = trace.thought.split(" check ")
+        values = [value_of(problem.question, n) for n in range(problem.level + 1)]
+        start, *operations = problem.question.split()
         pairs = zip(operations, map(str, values[1:]), strict=True)
         want = [start, *(word for pair in pairs for word in pair)]
         assert steps.split() == want
