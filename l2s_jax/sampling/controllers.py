@@ -119,11 +119,14 @@ def make_router(
                 f"modes {used} need a model that knows the triggers, and this one does not."
                 " Use mode free, or train it first with `l2s sft`."
             )
-        table, scripts = _no_table(vocab_size), [()] * 5
+        table, scripts, longest = _no_table(vocab_size), [()] * 5, 1
     else:
-        opening = triggers.short if switch == "replace" else triggers.easy + triggers.short
+        both = triggers.easy + triggers.short
+        opening = triggers.short if switch == "replace" else both
         scripts = [(), triggers.long, opening, triggers.short, table.rest_of_short]
-    padded = np.zeros((5, max(1, *map(len, scripts))), np.int32)
+        # Room for what either switch forces, so that changing it compiles nothing.
+        longest = max(map(len, [*scripts, both]))
+    padded = np.zeros((5, longest), np.int32)
     for row, script in zip(padded, scripts, strict=True):
         row[: len(script)] = script
     return Router(

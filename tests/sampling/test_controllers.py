@@ -6,8 +6,10 @@ import pytest
 
 from l2s_jax.sampling.controllers import MODES, RoutingConfig, make_router
 from l2s_jax.sampling.engine import Engine, Request, SamplingConfig
+from l2s_jax.sharding import MeshConfig, make_mesh
 from tests.sampling.tiny import VOCAB, scripted_policy, vocabulary
 
+ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 NEVER = -30.0  # a logit that is never drawn and yet possible
 PROMPT = {"added": ["3", "="], "plain": ["3", "4"]}
 BUDGET = 12
@@ -35,7 +37,7 @@ def run(spelling, moves, mode="auto", threshold=None, switch="append", **changes
     scripted = policy(spelling, moves)
     prompt = tuple(id_of(scripted.tokenizer, piece) for piece in PROMPT[spelling])
     cfg = SamplingConfig(routing=routing, **changes)
-    [rollout] = Engine(scripted, cfg).sample(
+    [rollout] = Engine(scripted, cfg, ONE).sample(
         [Request(id="a", prompt_ids=prompt)], jax.random.key(0)
     )
     pieces = [scripted.tokenizer.decode([i]) for i in rollout.token_ids.tolist()]
@@ -203,7 +205,9 @@ def test_sampled_routes_follow_p_easy():
     scripted = policy("added", opening("added", 0.8, 0.0))
     prompt = tuple(id_of(scripted.tokenizer, piece) for piece in PROMPT["added"])
     cfg = SamplingConfig(num_samples=512, max_rows=512, max_new_tokens=3)
-    rollouts = Engine(scripted, cfg).sample([Request(id="a", prompt_ids=prompt)], jax.random.key(5))
+    rollouts = Engine(scripted, cfg, ONE).sample(
+        [Request(id="a", prompt_ids=prompt)], jax.random.key(5)
+    )
     share = np.mean([r.route == "short" for r in rollouts])
     assert share == pytest.approx(sigmoid(0.8), abs=4 * np.sqrt(0.25 / 512))
 
@@ -214,7 +218,9 @@ def test_each_sample_may_have_its_own_mode():
     cfg = SamplingConfig(
         num_samples=4, max_rows=4, max_new_tokens=4, routing=RoutingConfig(modes=MODES)
     )
-    rollouts = Engine(scripted, cfg).sample([Request(id="a", prompt_ids=prompt)], jax.random.key(0))
+    rollouts = Engine(scripted, cfg, ONE).sample(
+        [Request(id="a", prompt_ids=prompt)], jax.random.key(0)
+    )
     forced = [np.flatnonzero(~r.free).tolist() for r in rollouts]
     assert forced == [[1], [0], [0, 1], []]
     assert [r.route for r in rollouts] == ["short", "long", "short", "short"]

@@ -61,7 +61,7 @@ def random_policy(spelling: Spelling = "added") -> Policy:
         max_positions=128,
     )
     params = nn.unbox(init_params(model, jax.random.key(3)))
-    params = jax.tree.map(lambda leaf: leaf * 12 if leaf.ndim > 1 else leaf, params)
+    params = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 1 else leaf, params)
     tokenizer, triggers = vocabulary(spelling)
     return Policy(model=model, params=params, tokenizer=tokenizer, triggers=triggers)
 
@@ -116,8 +116,9 @@ def trained_logp(policy: Policy, rollouts: list, temperature: float, width: int 
         ids = np.concatenate([rollout.prompt_ids, rollout.token_ids])
         tokens_BT[row, : len(ids)], lengths_B[row] = ids, len(ids)
     hidden_BTD, _ = full_logits(policy.model, policy.params, tokens_BT, lengths_B)
+    targets_BT = jnp.asarray(tokens_BT[:, 1:])
     logp_BT = token_logp(
-        hidden_BTD[:, :-1], head(policy.params), tokens_BT[:, 1:], temperature=temperature
+        hidden_BTD[:, :-1], head(policy.params), targets_BT, temperature=temperature
     )
     starts = [len(rollout.prompt_ids) - 1 for rollout in rollouts]
     return [
