@@ -27,7 +27,7 @@ def get_config() -> SftRun:
         data=ArithmeticDocuments(num_documents=150_000),
         row_length=128,
         batch_rows=16,
-        num_steps=5000,
+        num_steps=4500,
         optim=OptimConfig(peak_lr=3e-3, warmup_steps=100, b2=0.99, weight_decay=0.01),
         log_every=20,
         save_every=1000,

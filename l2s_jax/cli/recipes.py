@@ -19,7 +19,7 @@ from l2s_jax.training.rollouts import RolloutSource
 from l2s_jax.training.sft import CuratedItems, SftRun
 
 MAX_NEW_TOKENS = 56  # the longest long path has 48, stop included
-STARTS = TriggerStarts(easy="brief", long="steps", short="brief", answer="so")
+STARTS = TriggerStarts(easy="in", long="steps", short="brief", answer="so")
 """The words under which the base model knows the two styles."""
 
 

@@ -36,7 +36,7 @@ HARD_FACTOR = 0.6  # for every multiplication in the jump
 TERSE_SHARE = 0.65  # of the base model's documents, up to the level it answers tersely
 STOP = "<end>"
 VOCAB_SIZE = 32  # rows of the base model's embedding; those past the words are free
-_WORDS = (STOP, *"0123456789", *OPERATIONS, "=", "steps", "brief", "so", "check")
+_WORDS = (STOP, *"0123456789", *OPERATIONS, "=", "steps", "in", "brief", "so", "check")
 
 Split = Literal["train", "test"]
 
@@ -182,7 +182,7 @@ class ArithmeticTeachers:
 class ArithmeticDocuments:
     """What a base model has read: answers in words, without triggers, in either style.
 
-    `3 +1 ... = steps ... so 4` or `= brief ... so 4`, right every time, terse ones only up to
+    `3 +1 ... = steps ... so 4` or `= in brief ... so 4`, right every time, terse ones only up to
     `max_terse_level`: the base can answer tersely, and not everything.
     """
 
@@ -210,7 +210,7 @@ class ArithmeticDocuments:
         answer = results(question)[-1]
         terse = rng.random() < TERSE_SHARE and len(question.split()) - 1 <= self.max_terse_level
         if terse:
-            text = f"brief {short_thought(question, rng, errs=False)[0]} so {answer}"
+            text = f"in brief {short_thought(question, rng, errs=False)[0]} so {answer}"
         else:
             text = f"steps {long_thought(question, rng)} so {answer}"
         completion = [*tokenizer.encode(text), tokenizer.stop_ids[0]]

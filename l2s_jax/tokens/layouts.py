@@ -40,7 +40,9 @@ class LayoutConfig:
     def __post_init__(self):
         for name in ("route_weight", "short_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"LayoutConfig.{name}={getattr(self, name)}: must not be negative.")
+                raise ValueError(
+                    f"LayoutConfig.{name}={getattr(self, name)}: must not be negative."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,7 @@ class Example:
 Path = list[tuple[list[int], float]]  # parts of a path with the loss weight of their tokens
 
 
-def encode_item(
-    item: Item, cfg: LayoutConfig, tokenizer: Tokenizer, triggers: Triggers
-) -> Example:
+def encode_item(item: Item, cfg: LayoutConfig, tokenizer: Tokenizer, triggers: Triggers) -> Example:
     """The training sequence of an item in a layout."""
     prompt = tokenizer.ask(item.question)
     stop = [tokenizer.stop_ids[0]]
@@ -85,8 +85,9 @@ def encode_item(
     elif cfg.name == "long-short":
         paths = [[*opening, ([*long, *thought], 1.0), *short]]
     elif cfg.name == "short-long":
-        without_answer = [([*triggers.short, *tokenizer.encode(item.short or "")],
-                           cfg.short_weight)]
+        without_answer = [
+            ([*triggers.short, *tokenizer.encode(item.short or "")], cfg.short_weight)
+        ]
         paths = [[*opening, *without_answer, ([*long, *thought, *ending], 1.0)]]
     else:
         paths = [opening + short, [(long, 0.0), ([*thought, *ending], 1.0)]]

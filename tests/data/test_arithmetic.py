@@ -165,7 +165,7 @@ def test_documents_are_right_in_either_style():
     styles = collections.Counter()
     for example in documents.examples(tokenizer):
         question, text = tokenizer.decode(example.tokens.tolist()).split(" = ")
-        style, *thought, so, answer = text.split()
+        style, *thought, so, answer = text.removeprefix("in ").split()
         level = len(question.split()) - 1
         styles[style, level] += 1
         assert (so, int(answer)) == ("so", value_of(question))
@@ -186,7 +186,7 @@ def test_the_shipped_tokenizer_is_the_one_made_here():
     assert shipped.hf.chat_template == made.hf.chat_template
     assert (shipped.stop_ids, shipped.pad_id) == (made.stop_ids, made.pad_id)
     assert len(made.hf) + 4 <= VOCAB_SIZE  # room for the triggers
-    text = "3 +1 -1 +3 -3 *3 *7 = steps brief so check 0 9 <end>"
+    text = "3 +1 -1 +3 -3 *3 *7 = steps in brief so check 0 9 <end>"
     assert shipped.encode(text) == made.encode(text)
     assert made.decode(made.encode(text)) == text
     assert SHIPPED["arithmetic"].is_dir()
