@@ -51,7 +51,9 @@ def untaught_policy(seed: int = 0) -> Policy:
 @functools.cache
 def taught_policy(seed: int = 0) -> Policy:
     """The same with triggers, one token each."""
-    return teach_triggers(untaught_policy(seed), "added", TriggerStarts(easy="brief", long="steps"))
+    # Words that the random decoder likes to open with, so that samples take either route.
+    starts = TriggerStarts(easy="-1", long="=")
+    return teach_triggers(untaught_policy(seed), "added", starts)
 
 
 def make_items(num_per_level: int = 8, seed: int = 0) -> list[Item]:
