@@ -48,13 +48,15 @@ def _claimed(cfg: Any, workdir: pathlib.Path) -> Iterator[None]:
 
     Otherwise the corrected config would be told that the folder belongs to the faulty one.
     """
-    existed, is_new = workdir.exists(), not (workdir / CONFIG_FILE).exists()
+    is_new = not (workdir / CONFIG_FILE).exists()
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     claim_workdir(cfg, workdir)
     try:
         yield
     except (ValueError, OSError):
         if is_new and [path.name for path in workdir.iterdir()] == [CONFIG_FILE]:
             (workdir / CONFIG_FILE).unlink()
-            if not existed:
-                workdir.rmdir()
+            with contextlib.suppress(OSError):  # another run may live in a parent by now
+                for folder in made:
+                    folder.rmdir()
         raise
