@@ -156,6 +156,11 @@ class JsonlProblems:
         if self.exclude is not None:
             told = f"{len(problems)} problems, {num_excluded} left out as items of {self.exclude}"
             print(f"{self.path}: {told}", file=sys.stderr)
+        if num_excluded and not problems:
+            raise ValueError(
+                f"{self.path}: every problem is an item of exclude={self.exclude}."
+                " Give other problems, or exclude=null."
+            )
         return _not_empty(problems, self.path)
 
     def _excluded(self) -> set[str]:

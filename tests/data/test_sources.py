@@ -11,7 +11,8 @@ from l2s_jax.data.sources import (
     read_jsonl,
     read_prompts,
 )
-from l2s_jax.types import Problem
+from l2s_jax.data.store import write_items
+from l2s_jax.types import Item, Problem
 
 
 def write(tmp_path, *records, name="file.jsonl"):
@@ -208,3 +209,17 @@ def test_bad_prompts_name_line_and_id(tmp_path, record, says):
     with pytest.raises(ValueError, match=says) as error:
         read_prompts(write(tmp_path, {"id": "b"} | record))
     assert "file.jsonl:1 (b)" in str(error.value)
+
+
+def test_trained_questions_are_left_out(tmp_path, capsys):
+    """Whatever their spaces, letter case and ids; and how many is told."""
+    item = Item(id="x", question="One  and ONE?\n", reference="2", long="1+1", long_answer="2")
+    write_items(tmp_path / "items", [item], {})
+    trained = GOOD | {"question": "one and one?"}
+    path = write(tmp_path, trained, GOOD | {"id": "b"}, GOOD | {"id": "c"})
+    problems = JsonlProblems(path=path, exclude=str(tmp_path), limit=1).load()
+    assert [problem.id for problem in problems] == ["b"]
+    assert "1 problems, 1 left out" in capsys.readouterr().err
+    only = write(tmp_path, trained, name="only.jsonl")
+    with pytest.raises(ValueError, match=r"only\.jsonl: every problem .* exclude=null"):
+        JsonlProblems(path=only, exclude=str(tmp_path)).load()
