@@ -2,7 +2,7 @@
 
 A problem is a digit and a chain of operations modulo 10, such as `3 *7 +1 -3 *3`; its level is
 the number of operations. The long teacher writes the result of every operation and then re-reads
-them one to three times; it is always right. The terse teacher writes three results, whatever the
+them up to three times; it is always right. The terse teacher writes three results, whatever the
 level, so the harder the problem the more operations each of its jumps spans; it errs per jump,
 more on wide jumps and on multiplications. Nobody told it which problems those are: what is EASY
 has to be found by sampling it and verifying.
@@ -31,8 +31,11 @@ OPERATIONS = {
     "*7": lambda x: (x * 7) % 10,
 }
 NUM_JUMPS = 3  # results that the terse teacher writes
-JUMP_SUCCESS = (0.95, 0.90, 0.30)  # of the terse teacher, for jumps of 1, 2 and 3 operations
-HARD_FACTOR = 0.6  # for every multiplication in the jump
+JUMP_SUCCESS = (0.98, 0.94, 0.30)  # of the terse teacher, for jumps of 1, 2 and 3 operations
+HARD_FACTOR = 0.55  # for every multiplication in the jump
+TALKATIVE_SHARE = 0.3  # of terse answers that say their last result twice
+TAUGHT_PASSES = (0.15, 0.20, 0.45, 0.20)  # how often the long teacher re-reads its results
+READ_PASSES = (0.0, 0.2, 0.6, 0.2)  # the same in what the base model has read
 TERSE_SHARE = 0.65  # of the base model's documents, up to the level it answers tersely
 STOP = "<end>"
 VOCAB_SIZE = 32  # rows of the base model's embedding; those past the words are free
@@ -113,12 +116,16 @@ def jump_success(operations: list[str]) -> float:
     return JUMP_SUCCESS[len(operations) - 1] * HARD_FACTOR**hard
 
 
-def long_thought(question: str, rng: np.random.Generator) -> str:
-    """Every operation with its result, then 1, 2 or 3 passes over the results."""
+def long_thought(question: str, rng: np.random.Generator, passes_p: tuple[float, ...]) -> str:
+    """Every operation with its result, then some passes over the results.
+
+    Args:
+      passes_p: probability of no pass, of one, two, and so on.
+    """
     start, *operations = question.split()
     values = [str(value) for value in results(question)]
     steps = [word for pair in zip(operations, values[1:], strict=True) for word in pair]
-    passes = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
+    passes = int(rng.choice(len(passes_p), p=passes_p))
     return " ".join([start, *steps, *(["check", *values[1:]] * passes)])
 
 
@@ -129,14 +136,15 @@ def short_thought(question: str, rng: np.random.Generator, *, errs: bool) -> tup
     to one, so the answer is then wrong for sure, and a right answer vouches for its path.
     """
     value, operations = results(question)[0], question.split()[1:]
-    written = [str(value)] if errs and rng.random() < 0.3 else []  # the talkative variant
-    at, slipped = 0, False
+    written, at, slipped = [], 0, False
     for width in jumps(len(operations)):
         taken = operations[at : at + width]
         at += width
         value = results(" ".join([str(value), *taken]))[-1]
         if errs and not slipped and rng.random() > jump_success(taken):
             value, slipped = (value + int(rng.integers(1, 10))) % 10, True
+        written.append(str(value))
+    if errs and rng.random() < TALKATIVE_SHARE:
         written.append(str(value))
     return " ".join(written), value
 
@@ -157,7 +165,7 @@ class ArithmeticTeachers:
         return Trace(
             problem_id=problem.id,
             teacher="steps",
-            thought=long_thought(problem.question, rng),
+            thought=long_thought(problem.question, rng, TAUGHT_PASSES),
             answer=problem.answer,
         )
 
@@ -212,7 +220,7 @@ class ArithmeticDocuments:
         if terse:
             text = f"in brief {short_thought(question, rng, errs=False)[0]} so {answer}"
         else:
-            text = f"steps {long_thought(question, rng)} so {answer}"
+            text = f"steps {long_thought(question, rng, READ_PASSES)} so {answer}"
         completion = [*tokenizer.encode(text), tokenizer.stop_ids[0]]
         return assemble(f"document-{number}", tokenizer.ask(question), [[(completion, 1.0)]])
 
