@@ -121,11 +121,17 @@ class Batch:
 
 @struct.dataclass
 class RolloutBatch:
-    """One padded completion per row, for one policy update. Columns are completion time."""
+    """Rollouts for one policy update: packed for the model, a row each for the loss.
 
-    tokens: Any  # [B, P + T] int32: prompt, left-padded, then completion
-    segment_ids: Any  # [B, P + T] int32, 1 on prompt and completion, 0 on padding
-    positions: Any  # [B, P + T] int32
+    R packed rows of W tokens hold B rollouts, prompt and completion side by side, so that the
+    model reads no padding between a short completion and a long one.
+    """
+
+    tokens: Any  # [R, W] int32, what the model reads
+    targets: Any  # [R, W] int32, the token that follows in the same rollout
+    positions: Any  # [R, W] int32
+    segment_ids: Any  # [R, W] int32, from 1, one rollout each; 0 is padding
+    places: Any  # [B, T] int32, where in R * W each completion token is the target
     old_logp: Any  # [B, T] float32, nats, under the behaviour policy
     advantages: Any  # [B] float32
     free: Any  # [B, T] bool, True on tokens that the policy chose

@@ -30,7 +30,7 @@ from l2s_jax.evaluation.summary import build_summary
 from l2s_jax.export.hf import export_checkpoint
 from l2s_jax.training import grpo, sft
 
-SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
+SEEDS, QUICK_SEEDS = (7, 8, 9), (7,)  # none of them was used to choose a hyper-parameter
 TITLE = "AutoL2S in the arithmetic world"
 NOTES = (
     "The base model knows both styles of answer and no trigger; curation labels a question EASY"

@@ -19,6 +19,7 @@ from l2s_jax.data.sources import PromptSpec, read_prompts
 from l2s_jax.sampling.controllers import Mode, RoutingConfig
 from l2s_jax.sampling.engine import Engine, Request, SamplingConfig
 from l2s_jax.tokens.tokenizer import Tokenizer
+from l2s_jax.tokens.triggers import refuse_triggers
 from l2s_jax.training.policy import load_policy
 from l2s_jax.types import Rollout
 
@@ -74,6 +75,8 @@ def _ids(spec: PromptSpec, tokenizer: Tokenizer | None, model: str) -> tuple[int
     if spec.prompt is not None:
         return tuple(tokenizer.encode(spec.prompt))
     messages = spec.messages or ({"role": "user", "content": spec.question or ""},)
+    for message in messages:
+        refuse_triggers(spec.id, {f"{message['role']} message": message["content"]})
     try:
         return tuple(tokenizer.prompt(messages))
     except TemplateError as error:

@@ -27,14 +27,15 @@ STARTS = TriggerStarts(easy="in", long="steps", short="brief", answer="so")
 class Scale:
     """How much of everything; the recipes are otherwise the same."""
 
-    train_per_level: int = 600
+    train_per_level: int = 1000
     test_per_level: int = 200
-    sft_steps: int = 200
-    grpo_steps: int = 30
+    sft_steps: int = 180
+    v2_steps: int = 20
+    plus_steps: int = 45
 
 
 FULL = Scale()
-QUICK = Scale(train_per_level=300, test_per_level=50, sft_steps=80, grpo_steps=12)
+QUICK = Scale(train_per_level=400, test_per_level=50, sft_steps=90, v2_steps=8, plus_steps=12)
 
 
 def curate(seed: int, scale: Scale = FULL) -> CurateRun:
@@ -48,9 +49,11 @@ def stage1(curated: str, seed: int, layout: Layout = "matched", scale: Scale = F
     """Supervised fine-tuning of the shipped base model on curated items."""
     return SftRun(
         model="arithmetic",
-        data=CuratedItems(path=curated, layout=LayoutConfig(name=layout), starts=STARTS),
+        data=CuratedItems(
+            path=curated, layout=LayoutConfig(name=layout, route_weight=8.0), starts=STARTS
+        ),
         num_steps=scale.sft_steps,
-        optim=OptimConfig(peak_lr=1e-3, warmup_steps=10, b2=0.99),
+        optim=OptimConfig(peak_lr=1.5e-3, warmup_steps=10, b2=0.99),
         seed=seed,
         log_every=5,
     )
@@ -65,7 +68,7 @@ def stage2_v2(model: str, seed: int, scale: Scale = FULL) -> GrpoRun:
         rollouts="auto",
         sampling=SamplingConfig(num_samples=8, max_new_tokens=MAX_NEW_TOKENS),
         prompts_per_step=32,
-        num_steps=scale.grpo_steps,
+        num_steps=scale.v2_steps,
         optim=OptimConfig(peak_lr=1e-4, b2=0.99),
         num_workers=1,
         seed=seed,
@@ -77,7 +80,11 @@ def stage2_plus(
 ) -> GrpoRun:
     """Length-aware (O1-Pruner's form), otherwise as `stage2_v2`."""
     return dataclasses.replace(
-        stage2_v2(model, seed, scale), preset=Plus(accuracy_weight=5.0), rollouts=rollouts
+        stage2_v2(model, seed, scale),
+        preset=Plus(accuracy_weight=8.0),
+        rollouts=rollouts,
+        num_steps=scale.plus_steps,
+        optim=OptimConfig(peak_lr=3e-4, b2=0.99),
     )
 
 

@@ -31,8 +31,8 @@ OPERATIONS = {
     "*7": lambda x: (x * 7) % 10,
 }
 NUM_JUMPS = 3  # results that the terse teacher writes
-JUMP_SUCCESS = (0.98, 0.94, 0.30)  # of the terse teacher, for jumps of 1, 2 and 3 operations
-HARD_FACTOR = 0.55  # for every multiplication in the jump
+JUMP_SUCCESS = (0.98, 0.94, 0.25)  # of the terse teacher, for jumps of 1, 2 and 3 operations
+HARD_FACTOR = 0.52  # for every multiplication in the jump
 TALKATIVE_SHARE = 0.3  # of terse answers that say their last result twice
 TAUGHT_PASSES = (0.15, 0.20, 0.45, 0.20)  # how often the long teacher re-reads its results
 READ_PASSES = (0.0, 0.2, 0.6, 0.2)  # the same in what the base model has read

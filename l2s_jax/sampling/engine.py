@@ -23,6 +23,7 @@ from l2s_jax.sampling.policy import Policy
 from l2s_jax.sharding import MeshConfig, make_mesh, replicated
 from l2s_jax.tokens.automaton import route_table
 from l2s_jax.tokens.tokenizer import Tokenizer
+from l2s_jax.tokens.triggers import refuse_triggers
 from l2s_jax.types import Problem, Rollout, Route
 
 ROUTES: tuple[Route, ...] = ("short", "long", "none")
@@ -37,7 +38,7 @@ class SamplingConfig:
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     max_new_tokens: int = 256  # stop token included
-    max_rows: int = 256  # rows that run side by side
+    max_rows: int = 256  # rows side by side, rounded up to whole prompts on every device
     routing: RoutingConfig = RoutingConfig()
 
     def __post_init__(self):
@@ -70,6 +71,8 @@ class Request:
 
 def ask(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Request]:
     """Each problem's question, put through the chat template."""
+    for problem in problems:
+        refuse_triggers(problem.id, {"question": problem.question})
     return [Request(id=p.id, prompt_ids=tuple(tokenizer.ask(p.question))) for p in problems]
 
 

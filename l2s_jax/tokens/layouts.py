@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from l2s_jax.tokens.tokenizer import Tokenizer
-from l2s_jax.tokens.triggers import Triggers
+from l2s_jax.tokens.triggers import Triggers, refuse_triggers
 from l2s_jax.types import Item
 
 Layout = Literal["long-short", "short-long", "separated", "long-only", "matched"]
@@ -61,11 +61,15 @@ class Example:
         return len(self.tokens)
 
 
+TEXTS = ("question", "long", "long_answer", "short", "short_answer")
+
 Path = list[tuple[list[int], float]]  # parts of a path with the loss weight of their tokens
 
 
 def encode_item(item: Item, cfg: LayoutConfig, tokenizer: Tokenizer, triggers: Triggers) -> Example:
     """The training sequence of an item in a layout."""
+    texts = {name: getattr(item, name) for name in TEXTS}
+    refuse_triggers(item.id, {name: text for name, text in texts.items() if text is not None})
     prompt = tokenizer.ask(item.question)
     stop = [tokenizer.stop_ids[0]]
     short: Path = []

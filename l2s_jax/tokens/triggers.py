@@ -92,6 +92,21 @@ class TriggerStarts:
         }
 
 
+def refuse_triggers(id: str, texts: dict[str, str]) -> None:
+    """An error where a text of a problem spells a trigger: it would be read as one.
+
+    Args:
+      texts: field → text that a tokenizer is about to encode.
+    """
+    for field, text in texts.items():
+        found = [name for name in NAMES if name in text]
+        if found:
+            raise ValueError(
+                f"{id!r}: its {field} holds {', '.join(found)}, which the tokenizer would read as a"
+                " trigger. Write it another way, for instance in lower case."
+            )
+
+
 def answer_text(completion: str) -> str | None:
     """What follows the last answer trigger of a completion; None where it has none."""
     _, found, text = completion.rpartition(ANSWER)

@@ -38,7 +38,7 @@ from l2s_jax.training.rollouts import (
     group_modes,
     judge,
 )
-from l2s_jax.training.state import begin_state, state_shardings
+from l2s_jax.training.state import TrainState, begin_state, state_shardings
 from l2s_jax.training.step import Program, check_rows, compile_step, place_batch
 from l2s_jax.types import Metrics, Problem, Rollout, RolloutBatch
 from l2s_jax.verify.math import Verifier
@@ -114,10 +114,8 @@ def completion_logp(
     """Log-prob of every completion token, nats, at the temperature it was sampled at."""
     mask = visible(batch.segment_ids, jnp.zeros_like(batch.segment_ids))
     hidden, _ = forward(cfg, params, batch.tokens, batch.positions, mask_BTT=mask)
-    begin = batch.tokens.shape[1] - batch.old_logp.shape[1]
-    # The hidden state before a token predicts it.
-    before, targets = hidden[:, begin - 1 : -1], batch.tokens[:, begin:]
-    return token_logp(before, head(params), targets, temperature=temperature)
+    logp_RW = token_logp(hidden, head(params), batch.targets, temperature=temperature)
+    return logp_RW.reshape(-1)[batch.places]
 
 
 def loss_of(cfg: ModelConfig, preset: V2 | Plus | PlusLinear, temperature: float):
@@ -152,7 +150,7 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
     problems = cfg.problems.load()
     requests = {request.id: request for request in ask(problems, policy.tokenizer)}
     check_problems(cfg, policy.model, list(requests.values()))
-    prompt_width = max(len(request.prompt_ids) for request in requests.values())
+    longest = max(len(request.prompt_ids) for request in requests.values())
     engine = Engine(policy, cfg.sampling)
     # 2. One program on a mesh.
     optimizer, places, step_fn = program(
@@ -160,6 +158,7 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
     )
     num_rows = cfg.prompts_per_step * cfg.sampling.num_samples
     check_rows("GrpoRun.prompts_per_step * sampling.num_samples", num_rows, places)
+    sizes = PackedSizes.of(longest + cfg.sampling.max_new_tokens, num_rows, places)
     # 3. Resume, or begin.
     state = begin_state(policy.params, optimizer, places)
     describe_policy(workdir, policy)
@@ -182,7 +181,7 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
                 rollouts = sample_step(
                     cfg, engine, [requests[p.id] for p in chosen], behaviour, step
                 )
-                batch, signal = prepare(cfg, rollouts, chosen, verifier, prompt_width)
+                batch, signal = prepare(cfg, rollouts, chosen, verifier, sizes)
                 state, metrics = step_fn(state, place_batch(batch, places))
                 metrics_file.write(step + 1, metrics | signal)
                 bar.set_postfix(right=f"{signal['accuracy']:.2f}", tokens=f"{signal['tokens']:.1f}")
@@ -224,6 +223,22 @@ def check_problems(cfg: GrpoRun, model: ModelConfig, requests: list[Request]) ->
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedSizes:
+    """Shapes of the update's packed rows."""
+
+    row_length: int  # a multiple of 128 that holds any rollout
+    row_quantum: int  # an eighth of the rollouts: eight programs at most, in practice one or two
+
+    @classmethod
+    def of(cls, longest: int, num_rollouts: int, places: TrainState) -> "PackedSizes":
+        """For rollouts of up to `longest` tokens, prompt included; rows divide over the mesh."""
+        shape = places.step.mesh.shape
+        shards = shape["data"] * shape["fsdp"]
+        quantum = shards * max(1, num_rollouts // (8 * shards))
+        return cls(row_length=-(-longest // 128) * 128, row_quantum=quantum)
+
+
 def sample_step(
     cfg: GrpoRun, engine: Engine, requests: list[Request], behaviour: Params, step: int
 ) -> list[Rollout]:
@@ -239,7 +254,7 @@ def prepare(
     rollouts: list[Rollout],
     problems: list[Problem],
     verifier: Verifier,
-    prompt_width: int,
+    sizes: "PackedSizes",
 ) -> tuple[RolloutBatch, Metrics]:
     """The update's batch, and what the rollouts were like."""
     correct = judge(rollouts, {p.id: p.answer for p in problems}, verifier)
@@ -250,8 +265,9 @@ def prepare(
     batch = build_batch(
         rollouts,
         np.asarray(advantages),
-        prompt_width=prompt_width,
-        completion_width=cfg.sampling.max_new_tokens,
+        row_length=sizes.row_length,
+        row_quantum=sizes.row_quantum,
+        max_tokens=cfg.sampling.max_new_tokens,
     )
     modes = group_modes(cfg.rollouts, cfg.sampling.num_samples)
     # Not by who chose the first token: a switch that replaces EASY leaves a forced one there.

@@ -1,6 +1,6 @@
 """From sampled rollouts to the arrays of one policy update.
 
-Lives here: which modes a group is sampled in, whether a rollout is right, and the padded batch.
+Lives here: which modes a group is sampled in, whether a rollout is right, and the packed batch.
 Not here: sampling (`sampling/engine.py`), advantages and losses (`objectives/presets.py`).
 """
 
@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from l2s_jax.data.packing import pack
 from l2s_jax.sampling.controllers import Mode
 from l2s_jax.tokens.triggers import answer_text
 from l2s_jax.types import Problem, Rollout, RolloutBatch
@@ -81,31 +82,49 @@ def build_batch(
     rollouts: Sequence[Rollout],
     advantages: np.ndarray,
     *,
-    prompt_width: int,
-    completion_width: int,
+    row_length: int,
+    row_quantum: int,
+    max_tokens: int,
 ) -> RolloutBatch:
-    """Rollouts in fixed columns: prompts end, and completions begin, at `prompt_width`."""
-    rows, width = len(rollouts), prompt_width + completion_width
-    tokens = np.zeros((rows, width), np.int32)
-    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-    old_logp = np.zeros((rows, completion_width), np.float32)
-    free = np.zeros((rows, completion_width), bool)
-    for row, rollout in enumerate(rollouts):
-        begin = prompt_width - len(rollout.prompt_ids)
-        end = prompt_width + rollout.num_tokens
-        assert begin >= 0 and end <= width, (rollout.id, begin, end, width)
-        tokens[row, begin:prompt_width] = rollout.prompt_ids
-        tokens[row, prompt_width:end] = rollout.token_ids
-        segments[row, begin:end] = 1
-        positions[row, begin:end] = np.arange(end - begin)
-        old_logp[row, : rollout.num_tokens] = rollout.logp
-        free[row, : rollout.num_tokens] = rollout.free
+    """Rollouts packed into rows, and where in them each rollout's completion is predicted.
+
+    Args:
+      row_quantum: rows come in multiples of it, so that few shapes, and programs, exist.
+      max_tokens: columns of the loss's arrays.
+    """
+    sequences = [np.concatenate([r.prompt_ids, r.token_ids]) for r in rollouts]
+    # The last token is only ever a target.
+    bins = pack([len(sequence) - 1 for sequence in sequences], row_length)
+    num_rows = -(-len(bins) // row_quantum) * row_quantum
+    packed = {
+        name: np.zeros((num_rows, row_length), np.int32)
+        for name in ("tokens", "targets", "positions", "segment_ids")
+    }
+    shape = (len(rollouts), max_tokens)
+    places, old_logp, free = (
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.float32),
+        np.zeros(shape, bool),
+    )
+    for row, chosen in enumerate(bins):
+        begin = 0
+        for segment, index in enumerate(chosen, start=1):
+            rollout, sequence = rollouts[index], sequences[index]
+            end = begin + len(sequence) - 1
+            packed["tokens"][row, begin:end] = sequence[:-1]
+            packed["targets"][row, begin:end] = sequence[1:]
+            packed["positions"][row, begin:end] = np.arange(end - begin)
+            packed["segment_ids"][row, begin:end] = segment
+            length = rollout.num_tokens
+            places[index, :length] = row * row_length + np.arange(end - length, end)
+            old_logp[index, :length] = rollout.logp
+            free[index, :length] = rollout.free
+            begin = end
     return RolloutBatch(
-        tokens=tokens,
-        segment_ids=segments,
-        positions=positions,
+        **packed,
+        places=places,
         old_logp=old_logp,
         advantages=np.asarray(advantages, np.float32),
         free=free,
-        num_sequences=np.float32(rows),
+        num_sequences=np.float32(len(rollouts)),
     )

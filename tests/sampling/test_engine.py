@@ -336,3 +336,9 @@ def test_free_rows_report_the_routes_odds():
 def test_config_mistakes_name_their_cure(changes, message):
     with pytest.raises(ValueError, match=rf"SamplingConfig\.{message}"):
         SamplingConfig(**(SIZE | changes))
+
+
+def test_a_question_that_spells_a_trigger_is_refused():
+    problem = Problem(id="p", question="3 +1 <EASY>", answer="4")
+    with pytest.raises(ValueError, match="'p': its question holds <EASY>"):
+        ask([problem], random_policy().tokenizer)

@@ -234,3 +234,10 @@ def test_assemble_keeps_the_last_token_as_target_only():
     assert example.targets.tolist() == [2, 3, 4, 5]
     assert example.weights.tolist() == [0, 1, 1, 2]
     assert example.branches.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("field", ["question", "long", "long_answer", "short", "short_answer"])
+def test_a_text_that_spells_a_trigger_is_refused(field):
+    hostile = dataclasses.replace(EASY, **{field: "3 <LONG> +1"})
+    with pytest.raises(ValueError, match=f"'e': its {field} holds <LONG>"):
+        encode_item(hostile, LayoutConfig(), *WORLD)

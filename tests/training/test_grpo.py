@@ -13,17 +13,25 @@ from l2s_jax.objectives.presets import V2, Plus, PlusLinear
 from l2s_jax.sampling.controllers import RoutingConfig
 from l2s_jax.sampling.engine import Engine, SamplingConfig, ask
 from l2s_jax.sharding import MeshConfig, make_mesh
-from l2s_jax.training.grpo import GrpoRun, completion_logp, loss_of, prepare, run, sample_step
+from l2s_jax.training.grpo import (
+    GrpoRun,
+    PackedSizes,
+    completion_logp,
+    loss_of,
+    prepare,
+    run,
+    sample_step,
+)
 from l2s_jax.training.optim import OptimConfig
 from l2s_jax.training.policy import save_policy
 from l2s_jax.training.rollouts import build_batch, group_modes
 from l2s_jax.verify.math import Verifier
-from tests.training.tiny import rows_of, taught_policy, untaught_policy
+from tests.training.tiny import taught_policy, untaught_policy
 
 POLICY = taught_policy()
 SOURCES = ("auto", "forced_pair", "mixed")
 GROUP, WIDTH, NUM_PROMPTS = 4, 24, 8
-PROMPT_WIDTH = 9
+SIZES = PackedSizes(row_length=128, row_quantum=1)
 SAMPLING = SamplingConfig(num_samples=GROUP, max_new_tokens=WIDTH, max_rows=32)
 
 
@@ -52,8 +60,16 @@ def sample(source, temperature):
 def batch_of(rollouts, advantages=None):
     rng = np.random.default_rng(0)
     chosen = rng.normal(size=len(rollouts)) if advantages is None else advantages
-    made = build_batch(rollouts, chosen, prompt_width=PROMPT_WIDTH, completion_width=WIDTH)
-    return rows_of(made, slice(None))
+    made = build_batch(rollouts, chosen, row_length=128, row_quantum=1, max_tokens=WIDTH)
+    return jax.tree.map(jnp.asarray, made)
+
+
+def half(batch, rows):
+    """Some rollouts of a batch, with the denominator of all; the packed rows stay."""
+    parts = {
+        name: getattr(batch, name)[rows] for name in ("places", "old_logp", "advantages", "free")
+    }
+    return batch.replace(**parts)
 
 
 compiled_logp = jax.jit(completion_logp, static_argnums=(0, 3))
@@ -123,7 +139,7 @@ def test_parameters_do_not_feel_forced_tokens():
     want = grad(POLICY.params, batch)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert float(jnp.max(jnp.abs(want["embed"]["embedding"]))) > 1e-4
-    halves = [grad(POLICY.params, rows_of(batch, h)) for h in (slice(0, 16), slice(16, 32))]
+    halves = [grad(POLICY.params, half(batch, h)) for h in (slice(0, 16), slice(16, 32))]
     jax.tree.map(
         lambda w, a, b: np.testing.assert_allclose(a + b, w, rtol=1e-5, atol=1e-7), want, *halves
     )
@@ -158,8 +174,9 @@ def test_signal_of_a_step(source):
     cfg, rollouts = grpo_run(rollouts=source), sample(source, 1.0)
     problems = cfg.problems.load()
     with Verifier(1, 5.0) as verifier:
-        batch, signal = prepare(cfg, rollouts, problems, verifier, PROMPT_WIDTH)
-    assert batch.tokens.shape == (NUM_PROMPTS * GROUP, PROMPT_WIDTH + WIDTH)
+        batch, signal = prepare(cfg, rollouts, problems, verifier, SIZES)
+    assert batch.places.shape == (NUM_PROMPTS * GROUP, WIDTH)
+    assert batch.tokens.size < batch.places.size * 1.5  # packed: little more than what was written
     assert signal["tokens"] == pytest.approx(np.mean([r.num_tokens for r in rollouts]))
     assert signal["truncated"] == np.mean([r.finish_reason == "length" for r in rollouts])
     auto = [r for r in rollouts if group_modes(source, GROUP)[r.sample] == "auto"]
@@ -178,7 +195,7 @@ def test_easy_share_where_easy_is_taken_back():
     short = [r for r in rollouts if r.route == "short"]
     assert short and not any(r.free[0] for r in short)
     with Verifier(1, 5.0) as verifier:
-        _, signal = prepare(cfg, rollouts, problems, verifier, PROMPT_WIDTH)
+        _, signal = prepare(cfg, rollouts, problems, verifier, SIZES)
     assert signal["easy_share"] == len(short) / len(rollouts)
 
 

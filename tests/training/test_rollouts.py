@@ -72,39 +72,37 @@ def test_more_problems_than_there_are():
         choose_problems(PROBLEMS, 24, seed=0, step=0)
 
 
-def batch_by_definition(rollouts, prompt_width, completion_width):
-    """Cell by cell: (tokens, segment ids, positions, old log-probs, free)."""
-    rows, width = len(rollouts), prompt_width + completion_width
-    whole = [np.zeros((rows, width), np.int32) for _ in range(3)]
-    old, free = np.zeros((rows, completion_width)), np.zeros((rows, completion_width), bool)
-    for b, rollout in enumerate(rollouts):
-        ids = [*rollout.prompt_ids, *rollout.token_ids]
-        for place, token in enumerate(ids):
-            column = prompt_width - len(rollout.prompt_ids) + place
-            for array, value in zip(whole, (token, 1, place), strict=True):
-                array[b, column] = value
-            if column >= prompt_width:
-                at = column - prompt_width
-                old[b, at], free[b, at] = rollout.logp[at], rollout.free[at]
-    return (*whole, old, free)
+def told(batch, rollout, index, at):
+    """The target `at` of a completion, and what the model has read when it predicts it."""
+    row, column = divmod(int(batch.places[index, at]), batch.tokens.shape[1])
+    segment, read = batch.segment_ids[row, column], []
+    while column >= 0 and batch.segment_ids[row, column] == segment:
+        read.insert(0, (int(batch.tokens[row, column]), int(batch.positions[row, column])))
+        column -= 1
+    return int(batch.targets.reshape(-1)[batch.places[index, at]]), read
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_batch_by_definition(seed):
-    shapes = [
-        (1, 7),
-        (5, 1),
-        (6, 4),
-        (3, 3),
-    ]  # one fills all columns, one stops at once
+def test_every_token_is_predicted_from_its_own_rollout(seed):
+    shapes = [(1, 7), (5, 1), (6, 4), (3, 3), (2, 6)]  # one fills all columns, one stops at once
     rollouts = [made_up(seed, str(i), *shape) for i, shape in enumerate(shapes)]
-    advantages = np.asarray([1.0, -1.0, 0.5, 0.0])
-    batch = build_batch(rollouts, advantages, prompt_width=6, completion_width=7)
-    got = (batch.tokens, batch.segment_ids, batch.positions, batch.old_logp, batch.free)
-    for array, wanted in zip(got, batch_by_definition(rollouts, 6, 7), strict=True):
-        np.testing.assert_array_equal(array, wanted.astype(array.dtype))
+    advantages = np.asarray([1.0, -1.0, 0.5, 0.0, 2.0])
+    batch = build_batch(rollouts, advantages, row_length=13, row_quantum=4, max_tokens=7)
+    assert batch.tokens.shape == (4, 13)  # three rows are filled, the fourth makes the quantum
+    for index, rollout in enumerate(rollouts):
+        ids = [*rollout.prompt_ids, *rollout.token_ids]
+        for at, token in enumerate(rollout.token_ids):
+            target, read = told(batch, rollout, index, at)
+            before = len(rollout.prompt_ids) + at
+            assert target == token
+            assert read == [(ids[place], place) for place in range(before)]
+        length = rollout.num_tokens
+        np.testing.assert_array_equal(batch.old_logp[index, :length], rollout.logp)
+        np.testing.assert_array_equal(batch.free[index, :length], rollout.free)
+        assert not batch.free[index, length:].any()
+    assert np.sum(batch.segment_ids > 0) == sum(p + c - 1 for p, c in shapes)
     np.testing.assert_array_equal(batch.advantages, advantages.astype(np.float32))
-    assert batch.num_sequences == 4 and batch.num_sequences.dtype == np.float32
+    assert batch.num_sequences == 5 and batch.num_sequences.dtype == np.float32
 
 
 @pytest.mark.parametrize(
