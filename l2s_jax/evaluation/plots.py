@@ -99,7 +99,7 @@ def tradeoff(name: str, stages: Stages) -> str:
             (stage, mode, entry) for stage, modes in stages.items() for mode, entry in modes.items()
         ]
         _frontier_line(ax, [entry for _, _, entry in points])
-        for stage, mode, entry in points:
+        for stage, mode, entry in reversed(points):  # auto comes first and must lie on top
             _point_with_bars(ax, entry, color=_mode_color(mode), marker=_marker(stage))
         ax.set_xlabel("mean generated tokens")
         ax.set_ylabel("accuracy")

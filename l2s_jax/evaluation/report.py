@@ -250,7 +250,7 @@ def _stage_row(
 def _count_seeds(seeds: Sequence[int] | None) -> str:
     if not seeds:
         return ""
-    return f"× {len(seeds)} seeds" if len(seeds) > 1 else "× 1 seed"
+    return f"over {len(seeds)} seeds" if len(seeds) > 1 else "in 1 seed"
 
 
 def _share(entry: Mapping[str, Any], field: str) -> str:
