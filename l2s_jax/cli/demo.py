@@ -9,7 +9,6 @@ so does the demo.
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import sys
@@ -124,12 +123,11 @@ def _verbatim(workdir: pathlib.Path, seed: int, scale: recipes.Scale) -> None:
 
 
 def _export(workdir: pathlib.Path, seed: int) -> None:
-    """The Plus policy as a Hugging Face folder; an older one is replaced whole."""
-    out, beside = workdir / "hf", workdir / ".hf.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    export_checkpoint(workdir / f"seed{seed}" / "grpo_plus", beside)
-    shutil.rmtree(out, ignore_errors=True)
-    os.rename(beside, out)
+    """The Plus policy as a Hugging Face folder, its measured answers in the card."""
+    model = workdir / f"seed{seed}" / "grpo_plus"
+    shutil.copyfile(model.parent / "eval_grpo_plus" / "summary.json", model / "summary.json")
+    shutil.rmtree(workdir / "hf", ignore_errors=True)  # of an earlier run of the demo
+    export_checkpoint(model, workdir / "hf")
 
 
 def _gather_metrics(workdir: pathlib.Path, seeds: Sequence[int]) -> None:

@@ -339,6 +339,7 @@ def save_hf_weights(
     for file, names in zip(files, shards, strict=True):
         # transformers reads the format from this metadata.
         save_file(dict(next(tensors) for _ in names), folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # it is made for its owner alone; the folder is to be shared
     if num == 1:
         return files
     total = sum(int(np.prod(tensor.shape)) * itemsize for tensor in expected)

@@ -83,3 +83,10 @@ def test_exported_folder_is_the_last_policy(demo):
         theirs.params["layers"]["mlp"]["up_proj"]["kernel"],
         ours.params["layers"]["mlp"]["up_proj"]["kernel"],
     )
+
+
+def test_the_card_quotes_the_evaluation(demo, summary):
+    card = (demo[0] / "hf" / "README.md").read_text()
+    auto = summary["stages"]["grpo_plus"]["auto"]
+    assert "Nothing was measured" not in card
+    assert f"{auto['tokens']:.1f}" in card

@@ -114,7 +114,7 @@ def test_a_declaration_that_the_tokenizer_contradicts(tmp_path):
     [
         ({"easy": None}, "TypeError"),
         ({"spelling": "odd"}, "'odd'"),
-        ({"easy": [23]}, "ids of its own"),
+        ({"easy": [24]}, "ids of its own"),  # the id of <LONG>
         ({"short": []}, "ids of its own"),
         ("missing", "'easy'"),
         ("garbage", "JSONDecodeError"),
