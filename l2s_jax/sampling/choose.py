@@ -79,7 +79,10 @@ def choose(
     greedy_B = temperature_B <= 0
     divisor_B = jnp.where(greedy_B, 1.0, temperature_B)
     logp_BV = jax.nn.log_softmax(logits_BV / divisor_B[:, None], axis=-1)
-    drawn_B = jnp.where(greedy_B, jnp.argmax(logits_BV, axis=-1), draw(key_B, logp_BV, top_p_B))
+    best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    # A batch that is greedy throughout does not pay for a sum over the vocabulary.
+    drawn_B = jax.lax.cond(jnp.all(greedy_B), lambda: best_B, lambda: draw(key_B, logp_BV, top_p_B))
+    drawn_B = jnp.where(greedy_B, best_B, drawn_B)
     free_B = forced_B == FREE
     token_B = jnp.where(free_B, drawn_B, forced_B).astype(jnp.int32)
     return token_B, jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0], free_B
