@@ -35,10 +35,6 @@ class Batches:
         dataset = grain.MapDataset.source(self.rows).seed(seed).shuffle().repeat()
         self._dataset = dataset.batch(batch_rows, batch_fn=_stack)
 
-    @property
-    def batches_per_epoch(self) -> float:
-        return self.num_rows / len(self[0].tokens)
-
     def __getitem__(self, step: int) -> Batch:
         batch = self._dataset[step]
         assert batch is not None, "no transformation here filters"

@@ -150,6 +150,11 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
     policy, examples = cfg.data.prepare(starting_policy(cfg))
     check_lengths(examples, policy.model)
     batches = Batches(examples, row_length=cfg.row_length, batch_rows=cfg.batch_rows, seed=cfg.seed)
+    print(
+        f"sft: {len(examples)} examples in {batches.num_rows} rows of {cfg.row_length} tokens,"
+        f" {batches.fill:.1%} filled",
+        file=sys.stderr,
+    )
     # 2. One program on a mesh.
     decoder = dataclasses.replace(policy.model, remat=cfg.remat or policy.model.remat)
     optimizer, places, step_fn = program(decoder, cfg.optim, cfg.num_steps, cfg.mesh)

@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from l2s_jax.sharding import BATCH
+from l2s_jax.sharding import batch_sharding, replicated
 from l2s_jax.training.state import TrainState
 from l2s_jax.types import Metrics
 
@@ -28,7 +27,6 @@ def compile_step(
     loss_fn: Loss, optimizer: optax.GradientTransformation, places: TrainState
 ) -> Step:
     """Jitted `step(state, batch) -> (state, metrics)`; `state` is donated."""
-    replicated = NamedSharding(places.step.mesh, PartitionSpec())
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
@@ -37,7 +35,7 @@ def compile_step(
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated))
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(places.step.mesh)))
 
 
 def check_rows(field: str, num_rows: int, places: TrainState) -> None:
@@ -57,10 +55,5 @@ def check_rows(field: str, num_rows: int, places: TrainState) -> None:
 
 def place_batch(batch: Any, places: TrainState) -> Any:
     """The batch on the mesh: rows over the data axes, scalars everywhere."""
-    mesh = places.step.mesh
-
-    def place(array: Any) -> Any:
-        spec = BATCH if array.ndim else PartitionSpec()
-        return jax.device_put(array, NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, batch)
+    by_row, whole = batch_sharding(places.step.mesh), replicated(places.step.mesh)
+    return jax.tree.map(lambda array: jax.device_put(array, by_row if array.ndim else whole), batch)

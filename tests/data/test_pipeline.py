@@ -44,7 +44,6 @@ def test_each_row_once_per_epoch_in_another_order():
     )
     assert [Counter(epoch) for epoch in epochs] == [every] * 3
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert batches.batches_per_epoch == size / ROWS
 
 
 def test_every_token_of_every_example_is_there():
