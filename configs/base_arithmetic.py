@@ -2,6 +2,9 @@
 
 l2s sft --config configs/base_arithmetic.py --workdir runs/base
 l2s export --checkpoint runs/base --out runs/base_hf     (the folder that the package ships)
+Hardware: two CPU cores (AMD EPYC). Time: 9 minutes. Result, greedy, 200 questions a level: terse
+style right on all of levels 3 to 6, .18 and .08 on 7 and 8, step by step right on all.
+A second run gave the shipped model.safetensors byte for byte; LOG.md 2026-11-20.
 """
 
 from l2s_jax.data.arithmetic import VOCAB_SIZE, ArithmeticDocuments
