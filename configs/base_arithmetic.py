@@ -1,5 +1,6 @@
 """The base model of the arithmetic world: knows both styles of answer, and no trigger.
 
+export XLA_FLAGS=--xla_force_host_platform_device_count=2     (two cores; twice as fast, see LOG.md)
 l2s sft --config configs/base_arithmetic.py --workdir runs/base
 l2s export --checkpoint runs/base --out runs/base_hf     (the folder that the package ships)
 Hardware: two CPU cores (AMD EPYC). Time: 9 minutes. Result, greedy, 200 questions a level: terse

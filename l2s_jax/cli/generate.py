@@ -14,7 +14,6 @@ from jaxtyping import Array, Key
 from jinja2 import TemplateError
 from tqdm import tqdm
 
-from l2s_jax.cli.devices import use_cpu_cores
 from l2s_jax.cli.output import json_lines
 from l2s_jax.data.sources import PromptSpec, read_prompts
 from l2s_jax.sampling.controllers import Mode, RoutingConfig
@@ -40,7 +39,6 @@ def generate(
     seed: int,
 ) -> None:
     """Writes `samples` answers of each prompt to `out`, in the order of the prompts."""
-    use_cpu_cores()
     if not 1 <= samples <= MAX_ROWS:
         raise ValueError(f"--samples {samples}: give 1 to {MAX_ROWS}.")
     specs = read_prompts(prompts)

@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from l2s_jax.cli.devices import use_cpu_cores
 from l2s_jax.config import CONFIG_FILE, claim_workdir, load_config, override
 
 RUNS = {
@@ -26,7 +25,6 @@ def run_config(
     verb: str, config: pathlib.Path, workdir: pathlib.Path, assignments: Sequence[str]
 ) -> None:
     """Does the run of a config file in `workdir`; called again, an interrupted run goes on."""
-    use_cpu_cores()
     cfg = load_config(config)
     module_name, class_name = RUNS[verb]
     module = importlib.import_module(module_name)
