@@ -40,6 +40,11 @@ NOTES = (
     " this size the model then learns to copy from a long path that it will not see.",
 )
 
+QUICK_NOTE = (
+    "This was `l2s demo --quick`: one seed and a fraction of the steps and questions. The bars are"
+    " those of the whole demo."
+)
+
 Job = tuple[str, Callable[[], None]]  # what a person is told, and what is done
 
 
@@ -63,7 +68,7 @@ def run_demo(workdir: str | pathlib.Path, *, quick: bool = False) -> None:
         _say(f"[{number}/{len(jobs)}] {name}: {now - before:.1f} s, about {left:.0f} s left")
     seconds["total"] = round(time.monotonic() - start, 2)
     _gather_metrics(workdir, seeds)
-    _summarise(workdir, seeds, seconds)
+    _summarise(workdir, seeds, seconds, (QUICK_NOTE, *NOTES) if quick else NOTES)
     _say(f"report: {write_report(workdir)}")
 
 
@@ -141,11 +146,13 @@ def _gather_metrics(workdir: pathlib.Path, seeds: Sequence[int]) -> None:
         replace_file(workdir / "metrics" / f"{stage}.jsonl", "\n".join(rows).encode() + b"\n")
 
 
-def _summarise(workdir: pathlib.Path, seeds: Sequence[int], seconds: dict[str, float]) -> None:
+def _summarise(
+    workdir: pathlib.Path, seeds: Sequence[int], seconds: dict[str, float], notes: Sequence[str]
+) -> None:
     """`summary.json`, and on stderr which bars were held."""
     summary = build_summary(read_records(workdir / "records"), seconds, seeds)
     bars = judge_bars(summary["stages"])
-    more = {"title": TITLE, "notes": NOTES, "bars": [dataclasses.asdict(bar) for bar in bars]}
+    more = {"title": TITLE, "notes": notes, "bars": [dataclasses.asdict(bar) for bar in bars]}
     replace_file(workdir / "summary.json", json.dumps(summary | more, indent=2).encode())
     for bar in bars:
         held = "held" if bar.holds else "NOT HELD"
