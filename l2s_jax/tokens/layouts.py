@@ -1,7 +1,7 @@
 """Items to training sequences: which tokens, which targets, who sees whom, what is trained.
 
-Lives here: the annotation layouts of AutoL2S (`reference`: arXiv 2505.22662, Table of annotation
-variants) and ours, `matched`. Not here: packing of sequences into rows (`data/packing.py`).
+Lives here: the annotation layouts of AutoL2S (arXiv 2505.22662) and ours, `matched`. Not here:
+packing of sequences into rows (`data/packing.py`).
 
 | layout      | EASY item, after the prompt P                                    |
 |-------------|------------------------------------------------------------------|
