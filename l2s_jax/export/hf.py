@@ -1,7 +1,7 @@
 """A policy as a Hugging Face folder that others load without our code, and the way back.
 
 Lives here: the folder as a whole, written beside its place, read again by a fresh process and
-only then renamed. Not here: the weights' format (`model/hf.py`), the card's text
+only then renamed. Not here: the weights' format (`model/hf`), the card's text
 (`export/card.py`), our own checkpoints (`training/policy.py`).
 """
 
@@ -20,9 +20,11 @@ import l2s_jax
 from l2s_jax.evaluation.summary import read_summary
 from l2s_jax.export.card import model_card
 from l2s_jax.export.reload import facts
-from l2s_jax.model.config import ModelConfig, to_hf_config
+from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
-from l2s_jax.model.hf import DiskDTypeName, save_hf_weights
+from l2s_jax.model.hf.config import to_hf_config
+from l2s_jax.model.hf.files import DiskDTypeName
+from l2s_jax.model.hf.write import save_hf_weights
 from l2s_jax.tokens.tokenizer import Tokenizer
 from l2s_jax.tokens.triggers import Triggers
 from l2s_jax.training.policy import load_policy, save_policy

@@ -16,7 +16,9 @@ from typing import Any
 from l2s_jax.config import to_json
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
-from l2s_jax.model.hf import DiskDTypeName, hf_tensors, load_hf
+from l2s_jax.model.hf.files import DiskDTypeName
+from l2s_jax.model.hf.read import load_hf
+from l2s_jax.model.hf.write import hf_tensors
 from l2s_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from l2s_jax.tokens.triggers import Triggers, load_triggers
 

@@ -6,15 +6,13 @@ the cache record (`model/cache.py`), rotary angles (`model/layers.py`).
 Letters beyond `types.py`: R query heads per key-value head (H = K * R).
 """
 
-import functools
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from l2s_jax.model.cache import LayerCache
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.layers import INIT, rotate
+from l2s_jax.model.layers import Linear, RMSNorm, rotate
 
 HIDDEN = -1e30  # finite, so that a row that sees nothing yields numbers and no nan
 
@@ -116,23 +114,25 @@ class Attention(nn.Module):
         cfg = self.cfg
         batch, queries, _ = x_BTD.shape
 
-        def project(name: str, heads: int, axis: str) -> Float[Array, "B T heads E"]:
-            init = nn.with_logical_partitioning(INIT, ("width", axis))
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-            dense = functools.partial(nn.Dense, dtype=cfg.compute_dtype, use_bias=cfg.qkv_bias)
-            flat = dense(heads * cfg.head_dim, kernel_init=init, bias_init=zeros, name=name)(x_BTD)
-            return flat.reshape(batch, queries, heads, cfg.head_dim)
+        def linear(name: str, features: int, axes: tuple[str, str], bias: bool) -> Linear:
+            return Linear(features, axes, cfg.compute_dtype, use_bias=bias, name=name)
 
-        q_BTHE = rotate(project("q_proj", cfg.num_heads, "heads"), *angles)
-        k_BTKE = rotate(project("k_proj", cfg.num_kv_heads, "kv_heads"), *angles)
+        def project(name: str, heads: int, axis: str) -> Float[Array, "B T heads E"]:
+            into = linear(name, heads * cfg.head_dim, ("width", axis), cfg.qkv_bias)
+            return into(x_BTD).reshape(batch, queries, heads, cfg.head_dim)
+
+        def place(x: Float[Array, "B T heads E"], norm: str) -> Float[Array, "B T heads E"]:
+            if cfg.qk_norm:
+                x = RMSNorm(cfg.rms_eps, axis=None, name=norm)(x)
+            return rotate(x, *angles)
+
+        q_BTHE = place(project("q_proj", cfg.num_heads, "heads"), "q_norm")
+        k_BTKE = place(project("k_proj", cfg.num_kv_heads, "kv_heads"), "k_norm")
         v_BTKE = project("v_proj", cfg.num_kv_heads, "kv_heads")
         if cache is None:
             assert mask_BTT is not None, "a pass without cache needs its mask"
             out_BTHE = attend(q_BTHE, k_BTKE, v_BTKE, mask_BTT)
         else:
             out_BTHE = attend_cached(q_BTHE, k_BTKE, v_BTKE, cache)
-        init = nn.with_logical_partitioning(INIT, ("heads", "width"))
-        dense = nn.Dense(
-            cfg.width, use_bias=False, dtype=cfg.compute_dtype, kernel_init=init, name="o_proj"
-        )
-        return dense(out_BTHE.reshape(batch, queries, -1)), (k_BTKE, v_BTKE)
+        back = linear("o_proj", cfg.width, ("heads", "width"), cfg.o_bias)
+        return back(out_BTHE.reshape(batch, queries, -1)), (k_BTKE, v_BTKE)

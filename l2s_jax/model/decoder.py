@@ -2,7 +2,7 @@
 
 Lives here: `Decoder` with one surface, `apply(params, tokens, positions, mask | cache)`, its
 initialisation and its output head. Not here: loss (`objectives`), sampling (`sampling`), weights
-from outside (`model/hf.py`).
+from outside (`model/hf`).
 
 A pass returns hidden states, not logits: training takes log-probs from them by vocabulary blocks,
 prefill takes the logits of the last position alone.
@@ -24,6 +24,21 @@ Params = dict[str, Any]
 KeyValues = tuple[Float[Array, "L B T K E"], Float[Array, "L B T K E"]]
 
 
+def replace_rows(
+    x_BTD: Float[Array, "B T D"],
+    tokens_BT: Int[Array, "B T"],
+    ids_R: Int[Array, " R"],
+    rows_RD: Float[Array, "R D"],
+) -> Float[Array, "B T D"]:
+    """`x_BTD` with an adapter's own rows where the token is one of `ids_R`.
+
+    A lookup and not a changed table: the table is large, and frozen.
+    """
+    match_BTR = tokens_BT[:, :, None] == ids_R[None, None, :]
+    own_BTD = rows_RD[jnp.argmax(match_BTR, axis=-1)]
+    return jnp.where(match_BTR.any(-1, keepdims=True), own_BTD, x_BTD)
+
+
 class Block(nn.Module):
     """Attention, then feed-forward, each on a normed input and added to the stream."""
 
@@ -35,10 +50,10 @@ class Block(nn.Module):
         if stored is not None:
             prompt_k, prompt_v, tail_k, tail_v = stored
             cache = LayerCache(prompt_k, prompt_v, prompt_mask, tail_k, tail_v, tail_mask)
-        normed_BTD = RMSNorm(self.cfg, name="input_norm")(x_BTD)
+        normed_BTD = RMSNorm(self.cfg.rms_eps, name="input_norm")(x_BTD)
         mixed_BTD, kv = Attention(self.cfg, name="attention")(normed_BTD, angles, mask_BTT, cache)
         x_BTD = x_BTD + mixed_BTD
-        normed_BTD = RMSNorm(self.cfg, name="post_norm")(x_BTD)
+        normed_BTD = RMSNorm(self.cfg.rms_eps, name="post_norm")(x_BTD)
         return x_BTD + SwiGLU(self.cfg, name="mlp")(normed_BTD), kv
 
 
@@ -62,8 +77,14 @@ class Decoder(nn.Module):
         cfg = self.cfg
         init = nn.with_logical_partitioning(INIT, ("vocab", "width"))
         embed = nn.Embed(cfg.vocab_size, cfg.width, embedding_init=init, name="embed")
-        x_BTD = embed(tokens_BT).astype(cfg.compute_dtype)
-        angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rope_theta)
+        x_BTD = embed(tokens_BT)
+        if self.has_variable("lora", "token_ids"):
+            ids_R, rows_RD = (
+                self.get_variable("lora", f"token_{name}") for name in ("ids", "rows")
+            )
+            x_BTD = replace_rows(x_BTD, tokens_BT, ids_R, rows_RD)
+        x_BTD = x_BTD.astype(cfg.compute_dtype)
+        angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         stored = masks = None
         if cache is not None:
             stored = (cache.prompt_k, cache.prompt_v, cache.tail_k, cache.tail_v)
@@ -72,7 +93,7 @@ class Decoder(nn.Module):
         shared_axes: Any = (nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0)
         stack = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=shared_axes,
             length=cfg.num_layers,
@@ -84,7 +105,7 @@ class Decoder(nn.Module):
             # Declared here so that it is born with the rest; read by `head`.
             init = nn.with_logical_partitioning(INIT, ("width", "vocab"))
             self.param("lm_head", init, (cfg.width, cfg.vocab_size))
-        return RMSNorm(cfg, name="final_norm")(x_BTD), kv
+        return RMSNorm(cfg.rms_eps, name="final_norm")(x_BTD), kv
 
 
 def init_params(cfg: ModelConfig, key: Key[Array, ""]) -> Params:
@@ -104,16 +125,27 @@ def forward(
     mask_BTT: Bool[Array, "B T T"] | None = None,
     cache: Cache | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
-    """Hidden states after the final norm, and the new keys and values of every layer."""
-    result: Any = Decoder(cfg).apply({"params": params}, tokens_BT, positions_BT, mask_BTT, cache)
+    """Hidden states after the final norm, and the new keys and values of every layer.
+
+    Args:
+      params: the decoder's, and under "lora" an adapter's if there is one (`model/lora.py`).
+    """
+    variables = {"params": {name: part for name, part in params.items() if name != "lora"}}
+    if "lora" in params:
+        variables["lora"] = params["lora"]
+    result: Any = Decoder(cfg).apply(variables, tokens_BT, positions_BT, mask_BTT, cache)
     return result
 
 
 def head(params: Params) -> Float[Array, "V D"]:
     """The output matrix, one row per vocabulary entry; a tied one is the embedding itself."""
-    if "lm_head" in params:
-        return params["lm_head"].T
-    return params["embed"]["embedding"]
+    tied = "lm_head" not in params
+    table_VD = params["embed"]["embedding"] if tied else params["lm_head"].T
+    adapter = params.get("lora", {})
+    if "token_ids" not in adapter:
+        return table_VD
+    rows_RD = adapter["token_rows" if tied else "head_rows"]
+    return table_VD.at[adapter["token_ids"]].set(rows_RD.astype(table_VD.dtype))
 
 
 def logits(params: Params, hidden_BTD: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

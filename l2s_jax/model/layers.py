@@ -1,11 +1,11 @@
 """The parts of a block that know nothing of other tokens: norm, feed-forward, rotary positions.
 
-Lives here: `RMSNorm`, `SwiGLU`, `rotary_angles`, `rotate`. Not here: attention
-(`model/attention.py`), the stack (`model/decoder.py`). Parameter names follow transformers'
-Qwen2, whose numbers we match.
+Lives here: `RMSNorm`, `Linear`, `SwiGLU`, `rotary_angles`, `rotate`. Not here: attention
+(`model/attention.py`), the stack (`model/decoder.py`), how adapters are made (`model/lora.py`).
+Parameter names follow transformers' Qwen2, whose numbers we match.
 """
 
-import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,24 +14,53 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.config import ModelConfig, RopeScaling
 
 INIT = nn.initializers.normal(0.02)  # Qwen2's initializer_range
 
 
 class RMSNorm(nn.Module):
-    """Input divided by its root mean square, taken in float32, times a learned scale."""
+    """Input divided by its root mean square over the last axis, in float32, times a scale."""
 
-    cfg: ModelConfig
+    eps: float
+    axis: str | None = "width"  # logical axis of the scale
 
     @nn.compact
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
-        scale_D: Any = self.param("scale", ones, (self.cfg.width,))
-        x32_BTD = x_BTD.astype(jnp.float32)
-        mean_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-        normed_BTD = x32_BTD * jax.lax.rsqrt(mean_BT1 + self.cfg.rms_eps)
-        return (normed_BTD * scale_D[None, None, :]).astype(x_BTD.dtype)
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale_D: Any = self.param("scale", ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        mean = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(mean + self.eps)
+        return (normed * jnp.expand_dims(scale_D, range(x.ndim - 1))).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """x W, plus a bias, plus the low-rank x A B of an adapter where the collection `lora` has one.
+
+    The adapter is never declared here: a model without one has neither its parameters nor its cost.
+    """
+
+    features: int
+    axes: tuple[str, str]  # logical axes of the kernel
+    dtype: Any
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTI: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        init = nn.with_logical_partitioning(INIT, self.axes)
+        kernel_IO: Any = self.param("kernel", init, (x_BTI.shape[-1], self.features))
+        x_BTI = x_BTI.astype(self.dtype)
+        out_BTO = x_BTI @ kernel_IO.astype(self.dtype)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            bias_O: Any = self.param("bias", zeros, (self.features,))
+            out_BTO += bias_O.astype(self.dtype)[None, None]
+        if self.has_variable("lora", "a"):
+            a_IR, b_RO = (self.get_variable("lora", name).astype(self.dtype) for name in "ab")
+            scale = jax.lax.stop_gradient(self.get_variable("lora", "scale")).astype(self.dtype)
+            out_BTO += (x_BTI @ a_IR) @ b_RO * scale
+        return out_BTO
 
 
 class SwiGLU(nn.Module):
@@ -42,27 +71,54 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         cfg = self.cfg
-        into = nn.with_logical_partitioning(INIT, ("width", "ffn"))
-        back = nn.with_logical_partitioning(INIT, ("ffn", "width"))
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=cfg.compute_dtype)
-        gate_BTF = dense(cfg.ffn_width, kernel_init=into, name="gate_proj")(x_BTD)
-        up_BTF = dense(cfg.ffn_width, kernel_init=into, name="up_proj")(x_BTD)
-        return dense(cfg.width, kernel_init=back, name="down_proj")(nn.silu(gate_BTF) * up_BTF)
+
+        def linear(name: str, features: int, *axes: str) -> Linear:
+            dtype, bias = cfg.compute_dtype, cfg.mlp_bias
+            return Linear(features, (axes[0], axes[1]), dtype, use_bias=bias, name=name)
+
+        gate_BTF = linear("gate_proj", cfg.ffn_width, "width", "ffn")(x_BTD)
+        up_BTF = linear("up_proj", cfg.ffn_width, "width", "ffn")(x_BTD)
+        down = linear("down_proj", cfg.width, "ffn", "width")
+        return down(nn.silu(gate_BTF) * up_BTF)
 
 
-def rotary_angles(
-    positions_BT: Int[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of the angle that each position turns each pair of entries by.
+def rotary_rates(
+    head_dim: int, theta: float, scaling: RopeScaling | None
+) -> Float[np.ndarray, "h"]:
+    """Radians per position of each pair of entries, float32.
 
-    Always float32: in bfloat16 position 257 becomes 256 and long contexts drift. The rates are
-    rounded step by step as transformers does, hence bit by bit the same: a rate that is off by one
+    Rounded step by step as transformers does, hence bit by bit the same: a rate that is off by one
     unit in the last place moves the logits at position 8,000 by more than everything else together.
-    Source: RoFormer (arXiv 2104.09864), pairs split by halves as in transformers.
     """
     power_h = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     wavelength_h = (theta ** power_h.astype(np.float64)).astype(np.float32)
-    rate_h = np.float32(1) / wavelength_h  # radians per position
+    rate_h = np.float32(1) / wavelength_h
+    if scaling is None:
+        return rate_h
+    full_turn_h = np.float32(2 * math.pi) / rate_h  # positions
+    low = np.float32(scaling.original_positions / scaling.low_freq_factor)
+    high = np.float32(scaling.original_positions / scaling.high_freq_factor)
+    spread = np.float32(scaling.high_freq_factor - scaling.low_freq_factor)
+    stretched_h = rate_h / np.float32(scaling.factor)
+    share_h = np.float32(scaling.original_positions) / full_turn_h
+    share_h = (share_h - np.float32(scaling.low_freq_factor)) / spread
+    blend_h = (1 - share_h) * stretched_h + share_h * rate_h
+    return np.where(full_turn_h > low, stretched_h, np.where(full_turn_h < high, rate_h, blend_h))
+
+
+def rotary_angles(
+    positions_BT: Int[Array, "B T"],
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosine and sine of the angle that each position turns each pair of entries by.
+
+    Always float32: in bfloat16 position 257 becomes 256 and long contexts drift.
+    Sources: RoFormer (arXiv 2104.09864), pairs split by halves as in transformers; the scaling of
+    Llama 3.1 (arXiv 2407.21783).
+    """
+    rate_h = rotary_rates(head_dim, theta, scaling)
     angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * rate_h[None, None, :]
     return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
 

@@ -7,6 +7,7 @@ import dataclasses
 
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
+from l2s_jax.model.hf.origin import Origin
 from l2s_jax.tokens.tokenizer import Tokenizer
 from l2s_jax.tokens.triggers import Triggers
 
@@ -19,3 +20,4 @@ class Policy:
     params: Params
     tokenizer: Tokenizer | None
     triggers: Triggers | None
+    origin: Origin | None = None  # the folder that it came from; None for one made here

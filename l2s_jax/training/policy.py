@@ -1,10 +1,10 @@
 """Policies from and to folders: a Hugging Face folder, or the workdir of a run.
 
 Lives here: `load_policy` for both kinds, `save_policy`, and teaching a policy the triggers. Not
-here: Hugging Face's format (`model/hf.py`), exporting (`export/hf.py`).
+here: Hugging Face's format (`model/hf`), exporting (`export/hf.py`).
 
-A workdir holds `model.json` (the decoder's shape), `tokenizer/` (with `l2s.json`, the triggers)
-and `checkpoints/`.
+A workdir holds `model.json` (the decoder's shape), `origin.json` (what its Hugging Face folder
+said beyond that), `tokenizer/` (with `l2s.json`, the triggers) and `checkpoints/`.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from flax import linen as nn
 from l2s_jax.config import from_json, to_json
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params
-from l2s_jax.model.hf import load_hf
+from l2s_jax.model.hf.origin import read_origin
+from l2s_jax.model.hf.read import load_hf
 from l2s_jax.model.vocab import add_rows
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.tokens.tokenizer import Tokenizer, load_tokenizer, model_folder
@@ -47,6 +48,7 @@ def load_policy(path: str | pathlib.Path) -> Policy:
         params=params,
         tokenizer=tokenizer,
         triggers=load_triggers(folder, tokenizer),
+        origin=read_origin(folder),
     )
 
 
@@ -64,6 +66,7 @@ def _from_workdir(folder: pathlib.Path) -> Policy:
         params=restore_params(folder, like),
         tokenizer=tokenizer,
         triggers=load_triggers(folder / TOKENIZER_FOLDER, tokenizer),
+        origin=read_origin(folder),
     )
 
 
@@ -92,6 +95,8 @@ def describe_policy(workdir: pathlib.Path, policy: Policy) -> None:
         policy.tokenizer.save(workdir / TOKENIZER_FOLDER)
     if policy.triggers is not None:
         policy.triggers.save(workdir / TOKENIZER_FOLDER)
+    if policy.origin is not None:
+        policy.origin.save(workdir)
     # Last, and by a rename: its presence is what makes the folder a policy's workdir.
     beside = workdir / (MODEL_FILE + ".part")
     beside.write_text(json.dumps(to_json(policy.model), indent=2))
@@ -124,4 +129,6 @@ def teach_triggers(policy: Policy, spelling: Spelling, starts: TriggerStarts) ->
     rows = {new: pieces for new, pieces in rows.items() if new >= num_real}
     params = jax.tree.map(jnp.asarray, policy.params)
     model, params = add_rows(params, policy.model, rows, num_real=num_real)
-    return Policy(model=model, params=params, tokenizer=tokenizer, triggers=triggers)
+    return dataclasses.replace(
+        policy, model=model, params=params, tokenizer=tokenizer, triggers=triggers
+    )

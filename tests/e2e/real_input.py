@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from l2s_jax.data.store import read_items
-from tests.tiny_qwen2 import make_model
+from tests.tiny_models import make_model
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"

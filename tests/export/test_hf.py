@@ -22,7 +22,7 @@ from l2s_jax.export.hf import (
 from l2s_jax.export.reload import facts
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import init_params
-from l2s_jax.model.hf import load_hf
+from l2s_jax.model.hf.read import load_hf
 from l2s_jax.model.vocab import add_rows
 from l2s_jax.tokens.tokenizer import from_hf, load_tokenizer
 from l2s_jax.tokens.triggers import add_triggers, find_triggers

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from l2s_jax.model.config import ModelConfig, from_hf_config, to_hf_config
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.hf.config import from_hf_config, to_hf_config
 
 TINY = {
     "vocab_size": 96,

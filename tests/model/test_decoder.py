@@ -13,10 +13,10 @@ from l2s_jax.model import cache as caches
 from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params, forward, init_params, logits
-from l2s_jax.model.hf import load_hf
+from l2s_jax.model.hf.read import load_hf
 from l2s_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shardings
 from tests.model.test_config import TINY
-from tests.tiny_qwen2 import make_folder, torch_logits
+from tests.tiny_models import make_folder, torch_logits
 
 KINDS = {
     "tied": {"tie_word_embeddings": True},

@@ -13,7 +13,7 @@ CFG = ModelConfig(**TINY)
 def test_rms_norm_by_definition():
     rng = np.random.default_rng(0)
     x_BTD, scale_D = rng.normal(size=(2, 3, 32)).astype(np.float32), rng.normal(size=32)
-    got = RMSNorm(CFG).apply(
+    got = RMSNorm(CFG.rms_eps).apply(
         {"params": {"scale": jnp.asarray(scale_D, jnp.float32)}}, jnp.asarray(x_BTD)
     )
     for b, t in np.ndindex(2, 3):

@@ -8,7 +8,7 @@ import pytest
 
 from l2s_jax.data.arithmetic import VOCAB_SIZE
 from l2s_jax.export.hf import write_configs
-from l2s_jax.model.hf import save_hf_weights
+from l2s_jax.model.hf.write import save_hf_weights
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.tokens.tokenizer import SHIPPED
 from l2s_jax.tokens.triggers import NAMES, TriggerStarts, add_triggers

@@ -9,20 +9,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from l2s_jax.model.config import to_hf_config
 from l2s_jax.model.decoder import abstract_params
-from l2s_jax.model.hf import (
-    INDEX,
-    SINGLE,
-    expected_tensors,
-    flatten,
-    load_hf,
-    plan_shards,
-    save_hf_weights,
-    unflatten,
-)
+from l2s_jax.model.hf.config import to_hf_config
+from l2s_jax.model.hf.files import INDEX, SINGLE
+from l2s_jax.model.hf.names import expected_tensors, flatten, unflatten
+from l2s_jax.model.hf.read import load_hf
+from l2s_jax.model.hf.write import plan_shards, save_hf_weights
 from l2s_jax.sharding import MeshConfig, make_mesh, shardings
-from tests.tiny_qwen2 import make_folder
+from tests.tiny_models import make_folder
 
 
 def tensors_of(folder):
