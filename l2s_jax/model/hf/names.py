@@ -28,25 +28,26 @@ class Name:
 
 
 TABLE = (
+    # In the order in which transformers lists a layer's tensors: it decides the shards.
     Name("embed.embedding", "model.embed_tokens.weight"),
-    Name("layers.input_norm.scale", "model.layers.{}.input_layernorm.weight"),
     Name("layers.attention.q_proj.kernel", "model.layers.{}.self_attn.q_proj.weight", True),
     Name("layers.attention.q_proj.bias", "model.layers.{}.self_attn.q_proj.bias"),
     Name("layers.attention.k_proj.kernel", "model.layers.{}.self_attn.k_proj.weight", True),
     Name("layers.attention.k_proj.bias", "model.layers.{}.self_attn.k_proj.bias"),
     Name("layers.attention.v_proj.kernel", "model.layers.{}.self_attn.v_proj.weight", True),
     Name("layers.attention.v_proj.bias", "model.layers.{}.self_attn.v_proj.bias"),
-    Name("layers.attention.q_norm.scale", "model.layers.{}.self_attn.q_norm.weight"),
-    Name("layers.attention.k_norm.scale", "model.layers.{}.self_attn.k_norm.weight"),
     Name("layers.attention.o_proj.kernel", "model.layers.{}.self_attn.o_proj.weight", True),
     Name("layers.attention.o_proj.bias", "model.layers.{}.self_attn.o_proj.bias"),
-    Name("layers.post_norm.scale", "model.layers.{}.post_attention_layernorm.weight"),
+    Name("layers.attention.q_norm.scale", "model.layers.{}.self_attn.q_norm.weight"),
+    Name("layers.attention.k_norm.scale", "model.layers.{}.self_attn.k_norm.weight"),
     Name("layers.mlp.gate_proj.kernel", "model.layers.{}.mlp.gate_proj.weight", True),
     Name("layers.mlp.gate_proj.bias", "model.layers.{}.mlp.gate_proj.bias"),
     Name("layers.mlp.up_proj.kernel", "model.layers.{}.mlp.up_proj.weight", True),
     Name("layers.mlp.up_proj.bias", "model.layers.{}.mlp.up_proj.bias"),
     Name("layers.mlp.down_proj.kernel", "model.layers.{}.mlp.down_proj.weight", True),
     Name("layers.mlp.down_proj.bias", "model.layers.{}.mlp.down_proj.bias"),
+    Name("layers.input_norm.scale", "model.layers.{}.input_layernorm.weight"),
+    Name("layers.post_norm.scale", "model.layers.{}.post_attention_layernorm.weight"),
     Name("final_norm.scale", "model.norm.weight"),
     Name("lm_head", "lm_head.weight", True),
 )
