@@ -70,10 +70,10 @@ class Checkpoints:
         self.close()
 
 
-def restore_params(workdir: pathlib.Path, like: Any) -> Any:
-    """The parameters alone, of the newest step; `like` gives shapes, types and shardings.
+def params_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """The folder in which Orbax keeps the parameters of the newest finished step.
 
-    Looks and touches nothing: the run that owns the folder may be writing its next step.
+    Looks and touches nothing: the run that owns the workdir may be writing its next step.
     """
     folder = (workdir / FOLDER).resolve()
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
@@ -82,8 +82,13 @@ def restore_params(workdir: pathlib.Path, like: Any) -> Any:
             f"{folder} holds no finished checkpoint. Let the run reach its first save, or give"
             " another workdir."
         )
+    return folder / str(max(steps)) / "params"
+
+
+def restore_params(workdir: pathlib.Path, like: Any) -> Any:
+    """The parameters alone, of the newest step; `like` gives shapes, types and shardings."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / str(max(steps)) / "params", like)
+        return checkpointer.restore(params_folder(workdir), like)
 
 
 def save_params(workdir: pathlib.Path, params: Any) -> None:
