@@ -53,20 +53,26 @@ def load_policy(path: str | pathlib.Path) -> Policy:
 
 
 def _from_workdir(folder: pathlib.Path) -> Policy:
-    model = from_json(ModelConfig, json.loads((folder / MODEL_FILE).read_text()))
+    policy = without_weights(folder)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def whole(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one)
 
-    like = jax.tree.map(whole, nn.unbox(abstract_params(model)))
-    tokenizer = _tokenizer(folder / TOKENIZER_FOLDER)
+    like = jax.tree.map(whole, nn.unbox(abstract_params(policy.model)))
+    return dataclasses.replace(policy, params=restore_params(folder, like))
+
+
+def without_weights(workdir: str | pathlib.Path) -> Policy:
+    """All of a workdir's policy but its weights: its `params` are empty."""
+    workdir = pathlib.Path(workdir)
+    tokenizer = _tokenizer(workdir / TOKENIZER_FOLDER)
     return Policy(
-        model=model,
-        params=restore_params(folder, like),
+        model=from_json(ModelConfig, json.loads((workdir / MODEL_FILE).read_text())),
+        params={},
         tokenizer=tokenizer,
-        triggers=load_triggers(folder / TOKENIZER_FOLDER, tokenizer),
-        origin=read_origin(folder),
+        triggers=load_triggers(workdir / TOKENIZER_FOLDER, tokenizer),
+        origin=read_origin(workdir),
     )
 
 
