@@ -1,4 +1,4 @@
-"""Tiny random Qwen2 models made by transformers: the oracle of every test on models.
+"""Tiny random models made by transformers, of every family: the oracle of all tests on models.
 
 torch is imported when a model is made, never by collecting the tests.
 """
@@ -18,21 +18,47 @@ SHAPE = {
     "max_position_embeddings": 64_000,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# What sets a family's tiny model apart: heads wider than their share, or scaled rates.
+FAMILIES = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "llama": {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-5},
+}
+SPREAD = 0.15  # of every tiny weight, so that biases and norms have a part in the result
 
 
-def make_model(seed: int = 0, **changes: Any) -> Any:
-    """A transformers Qwen2 whose every weight, norms and biases too, is random."""
+def make_model(
+    seed: int = 0, *, family: str = "qwen2", spread: float | None = SPREAD, **changes: Any
+) -> Any:
+    """A transformers model whose every weight, norms and biases too, is random.
+
+    Args:
+      spread: standard deviation of all weights (about 1 in norms); None keeps transformers' own
+        start (0.02), with norms and biases made random too.
+    """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(2)
     torch.manual_seed(seed)
-    config = Qwen2Config(**{**SHAPE, "eos_token_id": None, "pad_token_id": None, **changes})
-    model = Qwen2ForCausalLM(config).eval()
+    fields = {**SHAPE, **FAMILIES[family], "bos_token_id": None, "eos_token_id": None}
+    config = AutoConfig.for_model(family, **{**fields, "pad_token_id": None, **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             centre = 1.0 if "norm" in name else 0.0
-            weight.copy_(centre + 0.15 * torch.randn_like(weight))
+            if spread is not None:
+                weight.copy_(centre + spread * torch.randn_like(weight))
+            elif weight.ndim == 1:
+                weight.copy_(centre + 0.1 * torch.randn_like(weight))
     return model
 
 
@@ -40,6 +66,8 @@ def make_folder(
     path: pathlib.Path,
     seed: int = 0,
     *,
+    family: str = "qwen2",
+    spread: float | None = SPREAD,
     dtype: str = "float32",
     max_shard_size: str = "5GB",
     **changes: Any,
@@ -49,7 +77,7 @@ def make_folder(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = make_model(seed, **changes).to(getattr(torch, dtype))
+    model = make_model(seed, family=family, spread=spread, **changes).to(getattr(torch, dtype))
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return model
 
