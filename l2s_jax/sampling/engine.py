@@ -97,10 +97,7 @@ class Engine:
         if policy.triggers is not None:
             size = policy.model.vocab_size
             self._table = route_table(policy.triggers, policy.tokenizer, size)
-        if policy.tokenizer is not None:
-            self._stop_ids = policy.tokenizer.stop_ids
-        else:
-            self._stop_ids = ()  # rows then run to their budget
+        self._stop_ids = policy.stop_ids
 
     def sample(
         self,

@@ -21,3 +21,10 @@ class Policy:
     tokenizer: Tokenizer | None
     triggers: Triggers | None
     origin: Origin | None = None  # the folder that it came from; None for one made here
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion; without any, rows run to their budget."""
+        if self.tokenizer is not None:
+            return self.tokenizer.stop_ids
+        return () if self.origin is None else self.origin.stop_ids

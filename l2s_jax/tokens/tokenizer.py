@@ -1,17 +1,19 @@
 """Text to ids and back, with the ids that matter as explicit fields.
 
-Lives here: `Tokenizer`, a thin record around a Hugging Face tokenizer. Not here: the triggers
-(`tokens/triggers.py`), training sequences (`tokens/layouts.py`).
+Lives here: `Tokenizer`, a thin record around a Hugging Face tokenizer. Not here: its files
+(`tokens/files.py`), the triggers (`tokens/triggers.py`), training sequences (`tokens/layouts.py`).
 """
 
 import copy
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import l2s_jax
+from l2s_jax.model.hf.origin import stop_ids_of
+from l2s_jax.tokens.files import files_to_save, read_files
 
 SHIPPED = {"arithmetic": pathlib.Path(l2s_jax.__file__).parent / "data" / "arithmetic_base"}
 """Folders inside the package that a config may name instead of a path."""
@@ -38,6 +40,8 @@ class Tokenizer:
     hf: Any  # transformers.PreTrainedTokenizerFast
     stop_ids: tuple[int, ...]
     pad_id: int
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
+    """What it was read from, to be given back as it came; empty for one made here."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone: no opening or closing specials."""
@@ -65,9 +69,11 @@ class Tokenizer:
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes a folder that `load_tokenizer` reads back, stop ids included."""
-        self.hf.save_pretrained(str(folder))
+        folder = pathlib.Path(folder)
+        for name, content in files_to_save(self.hf, self.files).items():
+            (folder / name).write_bytes(content)
         stops = {"eos_token_id": list(self.stop_ids)}
-        (pathlib.Path(folder) / "generation_config.json").write_text(json.dumps(stops))
+        (folder / "generation_config.json").write_text(json.dumps(stops))
 
     def copy(self) -> "Tokenizer":
         return dataclasses.replace(self, hf=copy.deepcopy(self.hf))
@@ -89,7 +95,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
     else:
         hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    return from_hf(hf, _stop_ids(folder, hf))
+    found = from_hf(hf, _stop_ids(folder, hf))
+    return dataclasses.replace(found, files=read_files(folder))
 
 
 def from_hf(hf: Any, stop_ids: Sequence[int]) -> Tokenizer:
@@ -104,11 +111,7 @@ def from_hf(hf: Any, stop_ids: Sequence[int]) -> Tokenizer:
 
 
 def _stop_ids(folder: pathlib.Path, hf: Any) -> tuple[int, ...]:
-    # The tokenizer's own eos ends a turn (what a chat model emits); generation_config may add
+    # The tokenizer's own eos ends a turn (what a chat model emits); the model's configs may add
     # others, such as Qwen2.5's <|endoftext|>.
-    found = [] if hf.eos_token_id is None else [int(hf.eos_token_id)]
-    config = folder / "generation_config.json"
-    if config.exists():
-        more = json.loads(config.read_text()).get("eos_token_id")
-        found += more if isinstance(more, list) else [more]
-    return tuple(dict.fromkeys(i for i in found if i is not None))  # a config may say null
+    own = () if hf.eos_token_id is None else (int(hf.eos_token_id),)
+    return tuple(dict.fromkeys(own + stop_ids_of(folder)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2s_jax.model.hf.origin import Origin
 from l2s_jax.sampling import engine as engine_module
 from l2s_jax.sampling.controllers import MODES, RoutingConfig
 from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask, row_id
@@ -199,6 +200,25 @@ def test_without_a_tokenizer_rows_run_to_their_budget():
     policy = dataclasses.replace(random_policy(), tokenizer=None)
     rollouts = sample(make_requests(), policy)
     assert {(r.text, r.num_tokens, r.finish_reason) for r in rollouts} == {(None, 14, "length")}
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        ({"eos_token_id": 7}, {}),
+        ({"eos_token_id": 3}, {"eos_token_id": [7]}),  # the second file has the last word
+    ],
+)
+def test_without_a_tokenizer_the_configs_name_the_stops(config, generation):
+    origin = Origin(config=config, generation=generation)
+    bare = dataclasses.replace(random_policy(), tokenizer=None, origin=origin)
+    with_one = from_hf(random_policy().tokenizer.hf, (7,))
+    want = sample(make_requests(), dataclasses.replace(random_policy(), tokenizer=with_one))
+    got = sample(make_requests(), bare)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        assert a.finish_reason == b.finish_reason
+    assert {r.finish_reason for r in got} == {"stop", "length"}
 
 
 def test_other_weights_for_one_call():

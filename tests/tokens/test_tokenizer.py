@@ -39,6 +39,16 @@ def test_stop_ids_come_from_both_files(qwen, tmp_path):
         assert load_tokenizer(tmp_path).stop_ids == expected
 
 
+def test_without_a_generation_config_the_model_config_names_the_stops(qwen, tmp_path):
+    qwen.save(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [151643, 151645]}))
+    assert load_tokenizer(tmp_path).stop_ids == (151645, 151643)
+    # A generation config that is there has the last word, as it has in transformers.
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 151645}))
+    assert load_tokenizer(tmp_path).stop_ids == (151645,)
+
+
 def test_saving_keeps_every_stop_id(tmp_path):
     world = from_hf(make_tokenizer().hf, [0, 5])
     world.save(tmp_path)

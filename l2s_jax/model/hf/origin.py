@@ -27,6 +27,14 @@ class Origin:
         named = self.config.get("dtype", self.config.get("torch_dtype"))
         return named if named in ("bfloat16", "float16") else "float32"
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion: generation_config.json's, or config.json's without one."""
+        named = (self.generation or self.config).get("eos_token_id")
+        return tuple(
+            int(i) for i in (named if isinstance(named, list) else [named]) if i is not None
+        )
+
     def save(self, folder: pathlib.Path) -> None:
         (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
@@ -43,3 +51,10 @@ def read_origin(folder: pathlib.Path) -> Origin | None:
         config=read_json(folder / "config.json"),
         generation=read_json(generation) if generation.is_file() else {},
     )
+
+
+def stop_ids_of(folder: pathlib.Path) -> tuple[int, ...]:
+    """The stop ids that a folder's configs name, whichever of the two are there."""
+    paths = (folder / "config.json", folder / "generation_config.json")
+    config, generation = (read_json(path) if path.is_file() else {} for path in paths)
+    return Origin(config=config, generation=generation).stop_ids
