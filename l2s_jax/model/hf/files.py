@@ -7,7 +7,6 @@ Only safetensors are read: pickle runs code, so it is refused by name.
 Format: https://huggingface.co/docs/safetensors.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -23,19 +22,35 @@ from l2s_jax.model.hf.names import HEAD, Tensor
 DiskDTypeName = Literal["float32", "bfloat16", "float16"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-DISK_DTYPES = ("F32", "BF16", "F16")  # safetensors' names of what we read
+# What we read, by safetensors' names.
+DISK_DTYPES: dict[str, DiskDTypeName] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file of a model folder."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a Hugging Face model folder needs it.")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """The object that `text` is, with every name in it only once."""
     try:
-        obj = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid JSON ({error}); download it again.") from None
+        obj = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no valid JSON ({error}); download it again.") from None
     if not isinstance(obj, dict):
-        raise ValueError(f"{path} holds {type(obj).__name__}, not an object; download it again.")
+        raise ValueError(f"{where} holds {type(obj).__name__}, not an object; download it again.")
+    return obj
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's names and values; of a name that is there twice, one would be lost."""
+    obj = dict(pairs)
+    if len(obj) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"twice in one object: {', '.join(map(repr, twice))}")
     return obj
 
 
@@ -49,12 +64,22 @@ def read_hf_config(folder: str | pathlib.Path) -> ModelConfig:
     return from_hf_config(read_json(folder / "config.json"))
 
 
-def tensor_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a folder: the single one, or those that the index names."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A tensor as its file's header describes it."""
+
+    file: pathlib.Path
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name of it
+    start: int  # of its values in the file, in bytes
+
+
+def find_tensors(folder: pathlib.Path) -> dict[str, Found]:
+    """Every tensor in a folder's safetensors: the single file, or those that the index names."""
     if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+        return read_header(folder / SINGLE)
     if (folder / INDEX).is_file():
-        return sorted({folder / name for name in weight_map(folder).values()})
+        return find_sharded(folder)
     pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
     if pickles:
         raise ValueError(
@@ -62,6 +87,38 @@ def tensor_files(folder: pathlib.Path) -> list[pathlib.Path]:
             " is never read: convert them to safetensors (transformers' save_pretrained does)."
         )
     raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}.")
+
+
+def find_sharded(folder: pathlib.Path) -> dict[str, Found]:
+    """Every tensor of a folder with an index; each lies where the index says, or is refused."""
+    named = weight_map(folder)
+    files = {name: folder / name for name in sorted(set(named.values()))}
+    missing = [repr(name) for name, file in files.items() if not _is_file(file)]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: {', '.join(missing)} is missing, though {INDEX} names it; download it."
+        )
+    found: dict[str, Found] = {}
+    wrong = []
+    for name, file in files.items():
+        for tensor, here in read_header(file).items():
+            if tensor in found:
+                wrong.append(f"{tensor!r} is in {found[tensor].file.name} and {file.name}")
+            elif named.get(tensor) != name:
+                wrong.append(f"{tensor!r} is in {name}, weight_map says {named.get(tensor)}")
+            found[tensor] = here
+    wrong += [f"{tensor!r} is not in {named[tensor]}" for tensor in named if tensor not in found]
+    if wrong:
+        listed = "\n  ".join(wrong)
+        raise ValueError(f"{folder / INDEX} does not fit the files beside it:\n  {listed}")
+    return found
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have, for its length
+        return False
 
 
 def weight_map(folder: pathlib.Path) -> dict[str, str]:
@@ -86,35 +143,22 @@ def weight_map(folder: pathlib.Path) -> dict[str, str]:
     return files
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A tensor as its file's header describes it."""
-
-    file: pathlib.Path
-    shape: tuple[int, ...]
-    dtype: str  # safetensors' name of it
-
-
-def open_all(
-    files: list[pathlib.Path], stack: contextlib.ExitStack
-) -> tuple[dict[pathlib.Path, Any], dict[str, Found]]:
-    """The open files (closed with `stack`), and every tensor that their headers list."""
-    handles, found = {}, {}
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, though {INDEX} names it; download it.")
-        try:
-            handles[file] = handle = stack.enter_context(safe_open(file, framework="numpy"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} is damaged or cut off ({error}); download it again."
-            ) from None
-        for name in handle.keys():  # noqa: SIM118 (not a dict)
-            part = handle.get_slice(name)
-            if name in found:
-                raise ValueError(f"tensor {name!r} is in {found[name].file.name} and {file.name}.")
-            found[name] = Found(file, tuple(part.get_shape()), part.get_dtype())
-    return handles, found
+def read_header(file: pathlib.Path) -> dict[str, Found]:
+    """Every tensor that a safetensors file lists."""
+    try:
+        # Holds the header against itself and the file's size: no overlap, no hole, no lack.
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged or cut off ({error}); download it again.") from None
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = parse_json(stream.read(size), f"{file}: its header")
+    return {
+        name: Found(file, tuple(info["shape"]), info["dtype"], 8 + size + info["data_offsets"][0])
+        for name, info in header.items()
+        if name != "__metadata__"
+    }
 
 
 def complaints(expected: list[Tensor], found: Mapping[str, Found], *, tied: bool) -> list[str]:

@@ -83,9 +83,13 @@ def unflatten(leaves: Mapping[str, Any]) -> Params:
     return tree
 
 
-def expected_tensors(cfg: ModelConfig) -> list[Tensor]:
-    """Every tensor that a Hugging Face folder of this decoder holds, in table order."""
-    shapes = flatten(nn.unbox(abstract_params(cfg)))
+def expected_tensors(cfg: ModelConfig, boxed: Params | None = None) -> list[Tensor]:
+    """Every tensor that a Hugging Face folder of this decoder holds, in table order.
+
+    Args:
+      boxed: the decoder's abstract parameters, where they are at hand; tracing takes its time.
+    """
+    shapes = flatten(nn.unbox(abstract_params(cfg) if boxed is None else boxed))
     names = [name for name in TABLE if name.ours in shapes]
     left = set(shapes) - {name.ours for name in names}
     assert not left, f"parameters without a Hugging Face name: {sorted(left)}"
