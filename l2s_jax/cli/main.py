@@ -96,9 +96,9 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from l2s_jax.export.hf import import_hf
+    from l2s_jax.export.import_hf import import_hf
 
-    import_hf(args.hf, args.out)
+    import_hf(args.hf, args.out, allow_non_finite=args.allow_non_finite)
     _say(args, f"done: {args.out}")
 
 
@@ -107,6 +107,21 @@ def _export(args: argparse.Namespace) -> None:
 
     export_checkpoint(args.checkpoint, args.out, push=args.push)
     _say(args, f"done: {args.out}")
+
+
+def _list_export(args: argparse.Namespace) -> None:
+    from l2s_jax.cli.output import json_lines
+    from l2s_jax.export.hf import list_export
+    from l2s_jax.export.hub import address
+
+    sizes = list_export(args.checkpoint, args.out, push=args.push)
+    hub = None if args.push is None else address(args.push)
+    with json_lines(None) as write:
+        for name, size in sizes.items():
+            write({"file": name, "bytes": size, "folder": str(args.out), "hub": hub})
+    where = f"{args.out}{'' if hub is None else f' and to {hub}'}"
+    total = f"{len(sizes)} files, {sum(sizes.values()):,} bytes"
+    _say(args, f"dry run, nothing written or sent: {total} would go to {where}")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -202,10 +217,15 @@ def _add_files(verbs) -> None:
     add("--hf", type=path, required=True, help="folder with config.json and safetensors")
     add("--out", type=path, required=True, help="the checkpoint's folder")
 
+    text = "whatever values the weights have; NaN and infinities are refused otherwise"
+    add("--allow-non-finite", action="store_true", help=f"take {text}")
+
     add = _add(verbs, "export", "a checkpoint to a Hugging Face folder", _export).add_argument
     add("--checkpoint", type=path, required=True, help="checkpoint, or workdir of a run")
     add("--out", type=path, required=True, help="the Hugging Face folder")
     add("--push", metavar="REPO", help="Hub repository (owner/name) to upload it to")
+    text = "list the files and their sizes as JSON lines; write and send nothing"
+    add("--dry-run", dest="act", action="store_const", const=_list_export, help=text)
 
     add = _add(verbs, "report", "one self-contained HTML page on a run", _report).add_argument
     add("--workdir", type=path, required=True, help="workdir of an evaluation or of the demo")

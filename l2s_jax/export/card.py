@@ -4,23 +4,23 @@ Lives here: the text, as a function of facts. Not here: the facts' origin (`expo
 them), the numbers' computation (`evaluation/stats.py`).
 """
 
+import dataclasses
 import importlib.metadata
+import pathlib
 import platform
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import l2s_jax
-from l2s_jax.model.config import ModelConfig
+from l2s_jax.export.folder import Parts
+from l2s_jax.model.hf.origin import Origin
 from l2s_jax.tokens.triggers import Triggers
 
-HEADER = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- autol2s
-- l2s_jax
----
-"""
+TAGS = ("autol2s", "l2s_jax")
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+PROVENANCE = ("seeds", "date", "commit")  # fields of a summary that say how it came about
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 USE = """## Use
 
@@ -71,42 +71,77 @@ recipe, which looks at text, does.
 """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An evaluation, and which file it is copied from."""
+
+    summary: Mapping[str, Any]  # in the shape of `evaluation/summary.py`; quoted, never computed
+    file: str
+    sha256: str
+
+
 def model_card(
-    *,
-    name: str,
-    model: ModelConfig,
-    triggers: Triggers | None,
-    dtype: str,
-    has_tokenizer: bool = True,
-    summary: Mapping[str, Any] | None = None,
-    source: str | None = None,
+    *, name: str, parts: Parts, weights_dtype: str | None, measured: Measured | None
 ) -> str:
     """The README.md of an exported folder.
 
     Args:
-      summary: evaluations in the shape of `summary.json`; its numbers are quoted, never computed.
-      source: where the summary comes from, quoted beside the numbers.
+      weights_dtype: of the checkpoint, if the export's may be another.
+      measured: None where nothing was.
     """
-    parts = [HEADER, f"# {name}\n", _shape(model, dtype)]
-    if has_tokenizer:
-        parts.append(USE.format(name=name))
-    if triggers is not None:
-        parts.append(_routing(triggers))
+    sections = [_front_matter(parts), f"# {name}\n", _shape(parts)]
+    if parts.tokenizer is not None:
+        sections.append(USE.format(name=name))
+    sections.append(_sampling(parts))
+    if parts.triggers is not None:
+        sections.append(_routing(parts.triggers))
     else:
-        parts.append("It has no trigger vocabulary: it answers as its base model does.\n")
-    parts.append(_results(summary, source))
-    parts.append(_versions())
-    return "\n".join(parts)
+        sections.append("It has no trigger vocabulary: it answers as its base model does.\n")
+    sections += [_results(measured, parts.dtype, weights_dtype), _versions()]
+    return "\n".join(section for section in sections if section)
 
 
-def _shape(model: ModelConfig, dtype: str) -> str:
+def _front_matter(parts: Parts) -> str:
+    """YAML that the Hub reads. No model-index: it wants a registered dataset, and we have none."""
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+    base = base_model(parts.origin)
+    lines += [f"base_model: {base}"] if base else []
+    lines += ["tags:", *(f"- {tag}" for tag in TAGS)]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def base_model(origin: Origin | None) -> str | None:
+    """The model that this one came from, where its config names one of the Hub ("owner/name").
+
+    What looks like it and is a folder here was a path, and says nothing to others.
+    """
+    named = None if origin is None else origin.config.get("_name_or_path")
+    if not isinstance(named, str) or not HUB_NAME.fullmatch(named) or pathlib.Path(named).exists():
+        return None
+    return named
+
+
+def _shape(parts: Parts) -> str:
+    model, config = parts.model, parts.config()
+    kind = (config.get("architectures") or [config["model_type"]])[0]
     head = "tied" if model.tied else "untied"
     return (
-        "A Qwen2 decoder exported by l2s_jax (AutoL2S, arXiv 2505.22662): "
-        f"{model.num_layers} layers, width {model.width}, {model.num_heads} query and"
-        f" {model.num_kv_heads} key-value heads of {model.head_dim}, vocabulary"
-        f" {model.vocab_size}, {head} head, weights in {dtype}. Its licence is that of the base"
-        " model and of the data it was trained on.\n"
+        f"{kind}, exported by l2s_jax (AutoL2S, arXiv 2505.22662): {model.num_layers} layers,"
+        f" width {model.width}, {model.num_heads} query and {model.num_kv_heads} key-value heads of"
+        f" {model.head_dim}, vocabulary {model.vocab_size}, {head} head, weights in {parts.dtype}."
+        " Its licence is that of the base model and of the data it was trained on.\n"
+    )
+
+
+def _sampling(parts: Parts) -> str:
+    """Whose the sampling defaults in generation_config.json are."""
+    came = {} if parts.origin is None else parts.origin.generation
+    kept = [f"{name} {came[name]}" for name in SAMPLING if came.get(name) is not None]
+    if not kept:
+        return ""
+    return (
+        f"The sampling defaults in `generation_config.json` ({', '.join(kept)}) are those that the"
+        " model came with. They were not chosen for this one.\n"
     )
 
 
@@ -117,15 +152,17 @@ def _routing(triggers: Triggers) -> str:
     return ROUTING.format(ids=ids, **words) + (PLAIN if triggers.spelling == "plain" else "")
 
 
-def _results(summary: Mapping[str, Any] | None, source: str | None) -> str:
-    if summary is None:
+def _results(measured: Measured | None, dtype: str, weights_dtype: str | None) -> str:
+    if measured is None:
         return "## Results\n\nNothing was measured on this export.\n"
+    summary = measured.summary
     rows = [
         _row(stage, mode, entry)
         for stage, modes in summary["stages"].items()
         for mode, entry in modes.items()
     ]
-    seeds = summary.get("seeds")
+    more = [f"{name} {summary[name]}" for name in PROVENANCE if summary.get(name)]
+    when = f" ({', '.join(more)})" if more else ""
     return "\n".join(
         [
             "## Results",
@@ -134,11 +171,24 @@ def _results(summary: Mapping[str, Any] | None, source: str | None) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            f"Measured by `l2s eval` (seeds {seeds}) and copied from {source or 'summary.json'};"
-            " a truncated answer counts as wrong. The rows are of the run's stages; this export is"
-            " one checkpoint of it.",
+            f"Measured by `l2s eval`{when} and copied from `{measured.file}` of the run (SHA-256"
+            f" `{measured.sha256}`), rounded; a truncated answer counts as wrong. The rows are of"
+            " the run's stages; this export is one checkpoint of it."
+            + _rounding(dtype, weights_dtype),
             "",
         ]
+    )
+
+
+def _rounding(dtype: str, weights_dtype: str | None) -> str:
+    """What lies between the weights that were measured and these."""
+    if weights_dtype is None:
+        return ""
+    if dtype == weights_dtype:
+        return f" The checkpoint's weights were {dtype} and are here as they were."
+    return (
+        f" The checkpoint's weights were {weights_dtype}: what was measured was measured before"
+        f" they were rounded to {dtype}."
     )
 
 

@@ -1,35 +1,39 @@
-"""A policy as a Hugging Face folder that others load without our code, and the way back.
+"""A policy as a Hugging Face folder that others load without our code.
 
 Lives here: the folder as a whole, written beside its place, read again by a fresh process and
-only then renamed. Not here: the weights' format (`model/hf`), the card's text
-(`export/card.py`), our own checkpoints (`training/policy.py`).
+only then renamed; what a dry run lists. Not here: the weights' format (`model/hf/write.py`), the
+other files (`export/folder.py`), the second reading (`export/reload.py`), the upload
+(`export/hub.py`), the way in (`export/import_hf.py`).
 """
 
-import dataclasses
+import contextlib
 import hashlib
-import importlib.metadata
-import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
-from typing import Any
+import tempfile
+from collections.abc import Iterator
 
-import l2s_jax
 from l2s_jax.evaluation.summary import read_summary
-from l2s_jax.export.card import model_card
-from l2s_jax.export.reload import facts
+from l2s_jax.export.adapter import merging
+from l2s_jax.export.card import Measured, model_card
+from l2s_jax.export.folder import Parts, write_small_files
+from l2s_jax.export.hub import check_repository, push_folder
+from l2s_jax.export.reload import check_reloaded, facts
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
-from l2s_jax.model.hf.config import to_hf_config
-from l2s_jax.model.hf.files import DiskDTypeName
-from l2s_jax.model.hf.write import save_hf_weights
-from l2s_jax.tokens.tokenizer import Tokenizer
+from l2s_jax.model.hf.files import INDEX, DiskDTypeName
+from l2s_jax.model.hf.origin import Origin
+from l2s_jax.model.hf.write import (
+    SHARD_BYTES,
+    from_memory,
+    index_text,
+    plan_files,
+    write_weights,
+)
+from l2s_jax.tokens.tokenizer import Tokenizer, model_folder
 from l2s_jax.tokens.triggers import Triggers
-from l2s_jax.training.policy import load_policy, save_policy
-
-FORCED = 1e4  # added to one logit: no other can win, and float32 still holds it
+from l2s_jax.training.leaves import CheckpointLeaves
+from l2s_jax.training.policy import MODEL_FILE, load_policy, without_weights
 
 
 def export_hf(
@@ -39,184 +43,140 @@ def export_hf(
     params: Params,
     tokenizer: Tokenizer | None,
     triggers: Triggers | None,
-    card: str | None = None,
-    dtype: DiskDTypeName = "float32",
-    shard_bytes: float = 5e9,
+    origin: Origin | None = None,
+    dtype: DiskDTypeName | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-    """Writes the folder `out` and returns its file names; all of it is there, or nothing.
+    """Writes a policy in memory to the folder `out` and returns the names of its files.
 
     Args:
-      card: the README.md; None makes one without evaluations.
+      dtype: of the weights in the folder; None is the origin's, or float32.
     """
+    parts = Parts(
+        model=model,
+        fetch=from_memory(params),
+        tokenizer=tokenizer,
+        triggers=triggers,
+        origin=origin,
+        dtype=dtype or (origin.dtype if origin is not None else "float32"),
+        shard_bytes=shard_bytes,
+    )
     out = pathlib.Path(out)
     refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
-    partial.mkdir()
-    try:
-        save_hf_weights(partial, model, params, dtype=dtype, shard_bytes=shard_bytes)
-        if tokenizer is not None:
-            tokenizer.save(partial)
-        write_configs(partial, model, tokenizer, triggers, dtype)
-        if triggers is not None:
-            triggers.save(partial)
-        text = card or model_card(
-            name=out.name,
-            model=model,
-            triggers=triggers,
-            dtype=dtype,
-            has_tokenizer=tokenizer is not None,
-        )
-        (partial / "README.md").write_text(text, encoding="utf-8")
-        check_reloaded(partial, facts(model, params, tokenizer, triggers, dtype), dtype)
-        if out.exists():
-            out.rmdir()  # an empty one, or it would have been refused
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    card = model_card(name=out.name, parts=parts, weights_dtype=None, measured=None)
+    write_folder(out, parts, card)
     return sorted(path.name for path in out.iterdir())
-
-
-def refuse_existing(out: pathlib.Path) -> None:
-    """Raises unless `out` is absent or an empty folder."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: give another --out, or delete it.")
-
-
-def write_configs(
-    folder: pathlib.Path,
-    model: ModelConfig,
-    tokenizer: Tokenizer | None,
-    triggers: Triggers | None,
-    dtype: DiskDTypeName,
-) -> None:
-    """`config.json` and `generation_config.json`."""
-    stop_ids = tokenizer.stop_ids if tokenizer is not None else ()
-    pad_id = tokenizer.pad_id if tokenizer is not None else None
-    config = to_hf_config(model, stop_id=stop_ids[0] if stop_ids else None, pad_id=pad_id)
-    _write_json(folder / "config.json", config | {"dtype": dtype})
-    generation: dict[str, Any] = {
-        "eos_token_id": list(stop_ids) or None,
-        "pad_token_id": pad_id,
-        "transformers_version": importlib.metadata.version("transformers"),
-    }
-    if triggers is not None:
-        generation["sequence_bias"] = sequence_bias(triggers)
-        generation["l2s"] = dataclasses.asdict(triggers)
-    _write_json(folder / "generation_config.json", generation)
-
-
-def sequence_bias(triggers: Triggers) -> list[list[Any]]:
-    """Entries that make transformers write the short trigger after `<EASY>`, piece by piece."""
-    easy, short = list(triggers.easy), list(triggers.short)
-    return [[easy + short[: end + 1], FORCED] for end in range(len(short))]
-
-
-def _write_json(path: pathlib.Path, obj: dict[str, Any]) -> None:
-    path.write_text(json.dumps(obj, indent=2) + "\n", encoding="utf-8")
-
-
-def check_reloaded(folder: pathlib.Path, want: dict[str, Any], dtype: DiskDTypeName) -> None:
-    """Raises where a fresh process reads something else from `folder` than what was exported."""
-    package = str(pathlib.Path(l2s_jax.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    # On the CPU: the accelerator belongs to the process that exports.
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "l2s_jax.export.reload", str(folder.resolve()), dtype]
-    done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"a fresh process cannot read the export:\n{done.stderr[-4000:]}")
-    got = json.loads(done.stdout.splitlines()[-1])
-    differ = [name for name in want | got if want.get(name) != got.get(name)]
-    if differ:
-        listed = "\n  ".join(f"{name}: {want.get(name)} → {got.get(name)}" for name in differ)
-        raise RuntimeError(f"the export differs when a fresh process reads it:\n  {listed}")
-
-
-def import_hf(hf_dir: str | pathlib.Path, out: str | pathlib.Path) -> None:
-    """Makes `out` a policy's workdir with the weights and tokenizer of a Hugging Face folder."""
-    out = pathlib.Path(out)
-    refuse_existing(out)
-    policy = load_policy(hf_dir)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        save_policy(partial, policy)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def export_checkpoint(
     checkpoint: str | pathlib.Path,
     out: str | pathlib.Path,
     push: str | None = None,
-    dtype: DiskDTypeName = "float32",
+    dtype: DiskDTypeName | None = None,
 ) -> None:
     """Exports a policy's workdir; its `summary.json`, if any, goes into the card.
 
     Args:
       push: Hub repository ("owner/name") that the finished folder is uploaded to.
+      dtype: of the weights in the folder; None is the origin's, or float32.
     """
-    if push is not None:
-        check_repository(push)
     out = pathlib.Path(out)
-    refuse_existing(out)
-    policy = load_policy(checkpoint)
-    summary = source = None
-    where = pathlib.Path(checkpoint) / "summary.json"
-    if where.is_file():
-        summary = read_summary(where)
-        digest = hashlib.sha256(where.read_bytes()).hexdigest()[:12]
-        source = f"the run's summary.json (SHA-256 {digest})"
-    card = model_card(
-        name=push or out.name,
-        model=policy.model,
-        triggers=policy.triggers,
-        dtype=dtype,
-        has_tokenizer=policy.tokenizer is not None,
-        summary=summary,
-        source=source,
-    )
-    export_hf(
-        out,
-        model=policy.model,
-        params=policy.params,
-        tokenizer=policy.tokenizer,
-        triggers=policy.triggers,
-        card=card,
-        dtype=dtype,
-    )
+    parts, card = prepare(checkpoint, out, push, dtype)
+    write_folder(out, parts, card)
     if push is not None:
         push_folder(out, push)
 
 
-def check_repository(repo: str) -> None:
-    """Refuses a name that the Hub would refuse, before anything is written."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+def list_export(
+    checkpoint: str | pathlib.Path,
+    out: str | pathlib.Path,
+    push: str | None = None,
+    dtype: DiskDTypeName | None = None,
+) -> dict[str, int]:
+    """File name → bytes of what `export_checkpoint` would write; reads no weights."""
+    parts, card = prepare(checkpoint, pathlib.Path(out), push, dtype)
+    files = plan_files(parts.model, parts.dtype, parts.shard_bytes)
+    sizes = {file.name: file.size for file in files}
+    if len(files) > 1:
+        sizes[INDEX] = len(index_text(parts.model, files, parts.dtype).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        write_small_files(pathlib.Path(folder), parts, card)
+        sizes |= {path.name: path.stat().st_size for path in pathlib.Path(folder).iterdir()}
+    return dict(sorted(sizes.items()))
 
+
+def prepare(
+    checkpoint: str | pathlib.Path,
+    out: pathlib.Path,
+    push: str | None,
+    dtype: DiskDTypeName | None,
+) -> tuple[Parts, str]:
+    """What an export of `checkpoint` is made of, and its card; refuses what cannot be done."""
+    if push is not None:
+        check_repository(push)
+    refuse_existing(out)
+    workdir = model_folder(checkpoint)
+    if (workdir / MODEL_FILE).exists():
+        policy = without_weights(workdir)
+        leaves = CheckpointLeaves(workdir)
+        fetch = merging(leaves.fetch, leaves.shapes)
+        weights_dtype = str(leaves.shapes["embed.embedding"].dtype)
+    else:  # a Hugging Face folder, or a shipped name
+        policy = load_policy(workdir)
+        fetch = from_memory(policy.params)
+        weights_dtype = str(policy.params["embed"]["embedding"].dtype)
+    parts = Parts(
+        model=policy.model,
+        fetch=fetch,
+        tokenizer=policy.tokenizer,
+        triggers=policy.triggers,
+        origin=policy.origin,
+        dtype=dtype or (policy.origin.dtype if policy.origin is not None else "float32"),
+    )
+    measured = read_measured(workdir)
+    card = model_card(
+        name=push or out.name, parts=parts, weights_dtype=weights_dtype, measured=measured
+    )
+    return parts, card
+
+
+def read_measured(workdir: pathlib.Path) -> Measured | None:
+    """The evaluation in a workdir, and which file that is."""
+    where = workdir / "summary.json"
+    if not where.is_file():
+        return None
+    digest = hashlib.sha256(where.read_bytes()).hexdigest()
+    return Measured(summary=read_summary(where), file=where.name, sha256=digest)
+
+
+def write_folder(out: pathlib.Path, parts: Parts, card: str) -> None:
+    """Makes the folder `out`: all of it is there and read back by a fresh process, or nothing."""
+    with beside(out) as partial:
+        prints = write_weights(
+            partial, parts.model, parts.fetch, dtype=parts.dtype, shard_bytes=parts.shard_bytes
+        )
+        write_small_files(partial, parts, card)
+        want = facts(prints, parts.model, parts.generation(), parts.tokenizer, parts.triggers)
+        check_reloaded(partial, want)
+
+
+@contextlib.contextmanager
+def beside(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder that becomes `out` if the block ends well, and vanishes if it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
     try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ValueError(f"--push {repo}: {error} Give owner/name.") from None
+        yield partial
+        if out.exists():
+            out.rmdir()  # an empty one, or it would have been refused
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def push_folder(folder: pathlib.Path, repo: str) -> None:
-    """Uploads a finished folder as one commit; who may is decided by the Hub's own login."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi()
-    try:
-        api.create_repo(repo, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Export by l2s_jax")
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(
-            f"--push {repo}: the upload failed ({error}). The folder {folder} is complete; log in"
-            f" with `hf auth login` and run `hf upload {repo} {folder}`."
-        ) from error
+def refuse_existing(out: pathlib.Path) -> None:
+    """Raises unless `out` is absent or an empty folder."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty: give another --out, or delete it.")

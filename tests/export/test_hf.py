@@ -1,75 +1,21 @@
 """Exported folders: complete, read back exactly, and routed by transformers without our code."""
 
 import functools
-import hashlib
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
-from l2s_jax.export.card import model_card
-from l2s_jax.export.hf import (
-    check_reloaded,
-    check_repository,
-    export_checkpoint,
-    export_hf,
-    import_hf,
-    sequence_bias,
-)
-from l2s_jax.export.reload import facts
-from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import init_params
+from l2s_jax.export.folder import sequence_bias
+from l2s_jax.export.hf import export_hf
 from l2s_jax.model.hf.read import load_hf
 from l2s_jax.model.vocab import add_rows
-from l2s_jax.tokens.tokenizer import from_hf, load_tokenizer
-from l2s_jax.tokens.triggers import add_triggers, find_triggers
+from l2s_jax.tokens.tokenizer import load_tokenizer
+from l2s_jax.tokens.triggers import add_triggers
 from l2s_jax.training.policy import load_policy
-from tests.model.test_config import TINY
-
-LETTERS = "0123456789+-=?:{}\\abcdefghijklmnopqrstuvwxyzQESYLONGHRTAW<> \n"
-TEMPLATE = "{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A: "
-
-
-@functools.cache
-def letters_tokenizer():
-    """One id per letter; two tokens stop, and one of them pads."""
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {"<eos>": 0, "<pad>": 1, "<unk>": 2} | {c: i for i, c in enumerate(LETTERS, start=3)}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split("", behavior="isolated")
-    inner.decoder = tokenizers.decoders.Fuse()
-    hf = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
-    )
-    hf.chat_template = TEMPLATE
-    return from_hf(hf, [0, 1])
-
-
-def tiny_model(**changes):
-    return ModelConfig(**TINY | changes)
-
-
-@functools.cache
-def fresh_params(model):
-    params = nn.unbox(jax.jit(lambda key: init_params(model, key))(jax.random.key(0)))
-    return jax.tree.map(lambda leaf: leaf * 8, params)  # far from uniform
-
-
-def policy_parts(spelling="added", tied=True):
-    tokenizer = letters_tokenizer()
-    if spelling == "added":
-        tokenizer, triggers = add_triggers(tokenizer)
-    else:
-        triggers = find_triggers(tokenizer, "plain")
-    model = tiny_model(vocab_size=len(tokenizer.hf), tied=tied)
-    params = jax.tree.map(lambda leaf: leaf, fresh_params(model))  # a tree of its own
-    parts = {"model": model, "params": params, "tokenizer": tokenizer, "triggers": triggers}
-    return parts
+from tests.export.tiny import fresh_params, policy_parts, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +83,7 @@ def test_real_tokenizer_with_triggers_in_the_padding_rows(shared_data, tmp_path)
 
 def test_half_precision_in_shards_without_tokenizer(tmp_path):
     parts = policy_parts(tied=False) | {"tokenizer": None, "triggers": None}
-    files = export_hf(tmp_path / "out", **parts, dtype="bfloat16", shard_bytes=20e3)
+    files = export_hf(tmp_path / "out", **parts, dtype="bfloat16", shard_bytes=20_000)
     assert "model.safetensors.index.json" in files and "tokenizer.json" not in files
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     assert "no trigger vocabulary" in (tmp_path / "out" / "README.md").read_text()
@@ -232,48 +178,3 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="not finite"):
         export_hf(tmp_path / "out", **parts)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_changed_weight_is_noticed(exported):
-    out, parts = exported
-    spoilt = {**parts, "params": jax.tree.map(lambda leaf: leaf, parts["params"])}
-    bias = spoilt["params"]["layers"]["attention"]["q_proj"]["bias"]
-    spoilt["params"]["layers"]["attention"]["q_proj"]["bias"] = bias.at[1, 2].add(1e-7)
-    with pytest.raises(
-        RuntimeError, match=r"tensor model\.layers\.1\.self_attn\.q_proj\.bias"
-    ) as e:
-        check_reloaded(out, facts(**spoilt, dtype="float32"), "float32")
-    assert "layers.0" not in str(e.value)
-
-
-def test_import_and_export_are_inverse(exported, tmp_path):
-    out, _ = exported
-    import_hf(out, tmp_path / "run")
-    summary = {"auto": {"accuracy": 0.9125, "tokens": 41.25, "accuracy_ci": [0.88, 0.94]}}
-    text = json.dumps({"stages": {"sft": summary}, "seconds": {}, "seeds": [0, 1]})
-    (tmp_path / "run" / "summary.json").write_text(text)
-    export_checkpoint(tmp_path / "run", tmp_path / "again")
-    same = ["config.json", "generation_config.json", "l2s.json", "model.safetensors"]
-    for name in [*same, "tokenizer.json", "chat_template.jinja"]:
-        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
-    card = (tmp_path / "again" / "README.md").read_text()
-    assert "| sft | auto | 0.912 | 0.880 to 0.940 | 41.2 |" in card
-    assert hashlib.sha256(text.encode()).hexdigest()[:12] in card
-    with pytest.raises(FileExistsError):
-        import_hf(out, tmp_path / "run")
-
-
-def test_repository_names_are_checked_first(tmp_path):
-    check_repository("someone/l2s-tiny")
-    with pytest.raises(ValueError, match=r"--push not a name"):
-        export_checkpoint(tmp_path / "nowhere", tmp_path / "out", push="not a name")
-
-
-def test_card_says_what_was_not_measured():
-    parts = policy_parts()
-    card = model_card(
-        name="tiny", model=parts["model"], triggers=parts["triggers"], dtype="float32"
-    )
-    assert card.startswith("---\n") and "Nothing was measured" in card
-    for engine in ("model.generate", "continuous batching", "vLLM", "llama.cpp", "Two-call recipe"):
-        assert engine in card
