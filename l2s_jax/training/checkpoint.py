@@ -85,16 +85,74 @@ def params_folder(workdir: pathlib.Path) -> pathlib.Path:
     return folder / str(max(steps)) / "params"
 
 
+def saved_params(workdir: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every parameter of the newest step, by its dotted path."""
+    folder: Any = params_folder(workdir)  # Orbax has its own class of paths
+    found: Any = ocp.PyTreeCheckpointHandler().metadata(folder)
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in by_path(found.tree).items()
+    }
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by their dotted paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 def restore_params(workdir: pathlib.Path, like: Any) -> Any:
-    """The parameters alone, of the newest step; `like` gives shapes, types and shardings."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(params_folder(workdir), like)
+    """The parameters alone, of the newest step; `like` gives shapes, types and shardings.
+
+    One leaf at a time: Orbax reads all at once into memory of its own, and changes types there.
+    """
+    folder: Any = params_folder(workdir)
+    check_shapes(folder, saved_params(workdir), by_path(like))
+    handler = ocp.PyTreeCheckpointHandler()
+
+    def restore(path: Any, leaf: Any) -> Any:
+        item, how = leaf, ocp.checkpoint_utils.construct_restore_args(leaf)
+        for key in reversed(path):
+            item, how = {key.key: item}, {key.key: how}
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        [found] = jax.tree.leaves(handler.restore(folder, args=args))
+        return jax.block_until_ready(found)
+
+    return jax.tree_util.tree_map_with_path(restore, jax.tree.map(_describe, like))
+
+
+def _describe(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else ocp.utils.to_shape_dtype_struct(leaf)
+
+
+def check_shapes(folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses a checkpoint of other parameters; all that differs is listed."""
+    have, want = ({path: leaf.shape for path, leaf in d.items()} for d in (saved, wanted))
+    wrong = [
+        f"{path} is {have.get(path, 'missing')}, asked for: {want.get(path, 'nothing')}"
+        for path in sorted(have | want)
+        if have.get(path) != want.get(path)
+    ]
+    if wrong:
+        listed = "\n  ".join(wrong)
+        raise ValueError(
+            f"{folder} holds the parameters of another model than model.json describes:\n  {listed}"
+        )
 
 
 def save_params(workdir: pathlib.Path, params: Any) -> None:
-    """A checkpoint that is nothing but parameters, as step 0."""
-    with ocp.CheckpointManager((workdir / FOLDER).resolve()) as manager:
+    """A checkpoint that is nothing but parameters, as step 0.
+
+    Little more than one leaf is copied at a time: without the limit, Orbax copies them all.
+    """
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    limit: Any = 1.1 * largest / 1e9 + 1e-3  # Orbax waits for ever where a leaf just fits
+    handler = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=limit, save_device_host_concurrent_gb=limit
+    )
+    folder, handlers = (workdir / FOLDER).resolve(), {"params": handler}
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
         if manager.latest_step() is not None:  # Orbax would keep the old one without a word
             raise FileExistsError(f"{workdir} holds a checkpoint already. Give another folder.")
-        manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params)))
         manager.wait_until_finished()

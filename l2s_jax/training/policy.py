@@ -14,14 +14,18 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from l2s_jax.config import from_json, to_json
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params
+from l2s_jax.model.hf.files import DiskDTypeName
+from l2s_jax.model.hf.names import flatten, unflatten
 from l2s_jax.model.hf.origin import read_origin
 from l2s_jax.model.hf.read import load_hf
 from l2s_jax.model.vocab import add_rows
 from l2s_jax.sampling.policy import Policy
+from l2s_jax.sharding import shardings
 from l2s_jax.tokens.tokenizer import Tokenizer, load_tokenizer, model_folder
 from l2s_jax.tokens.triggers import (
     Spelling,
@@ -30,18 +34,30 @@ from l2s_jax.tokens.triggers import (
     find_triggers,
     load_triggers,
 )
-from l2s_jax.training.checkpoint import restore_params, save_params
+from l2s_jax.training.checkpoint import restore_params, save_params, saved_params
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def load_policy(path: str | pathlib.Path) -> Policy:
-    """The policy in a Hugging Face folder, a run's workdir, or of a shipped name."""
+def load_policy(
+    path: str | pathlib.Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: DiskDTypeName | None = "float32",
+    allow_non_finite: bool = False,
+) -> Policy:
+    """The policy in a Hugging Face folder, a run's workdir, or of a shipped name.
+
+    Args:
+      mesh: where the parameters go, cut by `sharding.RULES`; None is the first device.
+      dtype: of the parameters in memory; None keeps each as it is on disk.
+      allow_non_finite: take NaN and infinities from a Hugging Face folder.
+    """
     folder = model_folder(path)
     if (folder / MODEL_FILE).exists():
-        return _from_workdir(folder)
-    model, params = load_hf(folder)
+        return _from_workdir(folder, mesh, dtype)
+    model, params = load_hf(folder, mesh=mesh, dtype=dtype, allow_non_finite=allow_non_finite)
     tokenizer = _tokenizer(folder)
     return Policy(
         model=model,
@@ -52,14 +68,19 @@ def load_policy(path: str | pathlib.Path) -> Policy:
     )
 
 
-def _from_workdir(folder: pathlib.Path) -> Policy:
+def _from_workdir(folder: pathlib.Path, mesh: Mesh | None, dtype: DiskDTypeName | None) -> Policy:
     policy = without_weights(folder)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    boxed = abstract_params(policy.model)
+    places = flatten(shardings(boxed, mesh)) if mesh is not None else {}
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    saved = saved_params(folder)
 
-    def whole(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one)
+    def describe(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        kept = saved.get(path, leaf).dtype if dtype is None else jnp.dtype(dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=places.get(path, first))
 
-    like = jax.tree.map(whole, nn.unbox(abstract_params(policy.model)))
+    leaves = flatten(nn.unbox(boxed))
+    like = unflatten({path: describe(path, leaf) for path, leaf in leaves.items()})
     return dataclasses.replace(policy, params=restore_params(folder, like))
 
 

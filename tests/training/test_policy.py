@@ -1,5 +1,6 @@
 """Policies in folders of each kind, and how one learns the triggers."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from l2s_jax.data.arithmetic import VOCAB_SIZE
-from l2s_jax.export.hf import write_configs
-from l2s_jax.model.hf.write import save_hf_weights
+from l2s_jax.export.folder import Parts, write_small_files
+from l2s_jax.model.decoder import abstract_params
+from l2s_jax.model.hf.write import from_memory, save_hf_weights
 from l2s_jax.sampling.policy import Policy
+from l2s_jax.sharding import MeshConfig, make_mesh, shardings
 from l2s_jax.tokens.tokenizer import SHIPPED
 from l2s_jax.tokens.triggers import NAMES, TriggerStarts, add_triggers
 from l2s_jax.training.policy import MODEL_FILE, load_policy, save_policy, teach_triggers
@@ -25,11 +28,15 @@ def embedding(policy):
 def save_as_hf(folder, policy):
     folder.mkdir()
     save_hf_weights(folder, policy.model, policy.params)
-    write_configs(folder, policy.model, policy.tokenizer, policy.triggers, "float32")
-    if policy.tokenizer is not None:
-        policy.tokenizer.save(folder)
-    if policy.triggers is not None:
-        policy.triggers.save(folder)
+    parts = Parts(
+        model=policy.model,
+        fetch=from_memory(policy.params),
+        tokenizer=policy.tokenizer,
+        triggers=policy.triggers,
+        origin=policy.origin,
+        dtype="float32",
+    )
+    write_small_files(folder, parts, card="")
 
 
 @pytest.mark.parametrize("save", [save_policy, save_as_hf])
@@ -146,3 +153,45 @@ def test_a_workdir_says_what_its_decoder_is(tmp_path):
     assert saved["width"] == 16 and saved["type"] == "ModelConfig"
     leaves = jax.tree.leaves(load_policy(tmp_path).params)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in leaves)
+
+
+@pytest.mark.parametrize("save", [save_policy, save_as_hf])
+@pytest.mark.parametrize("axes", [None, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+def test_a_folder_of_either_kind_on_any_mesh_in_any_type(tmp_path, save, axes, dtype):
+    policy = taught_policy()
+    save(tmp_path / "policy", policy)
+    mesh = None if axes is None else make_mesh(MeshConfig(**{"data": 1, **axes}))
+    got = load_policy(tmp_path / "policy", mesh=mesh, dtype=dtype)
+    want = jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), policy.params)
+    assert_trees_equal(got.params, want)
+    if mesh is not None:
+        places = shardings(abstract_params(policy.model), mesh)
+        assert jax.tree.map(lambda leaf: leaf.sharding, got.params) == places
+
+
+def test_a_workdir_keeps_the_types_of_its_leaves(tmp_path):
+    taught = taught_policy()
+    params = jax.tree.map(
+        lambda leaf: leaf.astype("bfloat16" if leaf.ndim == 3 else "float32"), taught.params
+    )
+    save_policy(tmp_path, dataclasses.replace(taught, params=params))
+    assert_trees_equal(load_policy(tmp_path, dtype=None).params, params)
+    kept = load_policy(tmp_path, dtype=None).params
+    assert jax.tree.map(lambda leaf: leaf.dtype, kept) == jax.tree.map(lambda a: a.dtype, params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(load_policy(tmp_path).params)} == {
+        "float32"
+    }
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    save_policy(tmp_path, taught_policy())
+    described = json.loads((tmp_path / MODEL_FILE).read_text())
+    (tmp_path / MODEL_FILE).write_text(json.dumps(described | {"ffn_width": 40, "tied": False}))
+    with pytest.raises(ValueError, match=r"another model than model\.json describes") as error:
+        load_policy(tmp_path)
+    for line in (
+        "layers.mlp.up_proj.kernel is (2, 16, 24), asked for: (2, 16, 40)",
+        "lm_head is missing, asked for: (16, 32)",
+    ):
+        assert line in str(error.value)
