@@ -5,6 +5,7 @@ has (each layer says so where it makes it).
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -62,10 +63,28 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of a boxed (or abstract boxed) tree, unboxed."""
     specs = nn.get_partition_spec(boxed)
 
-    def place(spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(mesh, logical_to_mesh_axes(tuple(spec), RULES) or PartitionSpec())
+    def place(path: Any, spec: PartitionSpec, leaf: Any) -> NamedSharding:
+        on_mesh = logical_to_mesh_axes(tuple(spec), RULES) or PartitionSpec()
+        check_even(jax.tree_util.keystr(path, simple=True, separator="."), leaf, on_mesh, mesh)
+        return NamedSharding(mesh, on_mesh)
 
-    return jax.tree.map(place, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return jax.tree_util.tree_map_with_path(
+        place, specs, nn.unbox(boxed), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+    )
+
+
+def check_even(name: str, leaf: Any, spec: PartitionSpec, mesh: Mesh) -> None:
+    """Refuses an array that the mesh does not cut into equal parts."""
+    for dim, axis in enumerate(spec):
+        if axis is None:
+            continue
+        size, parts = leaf.shape[dim], mesh.shape[axis]
+        if size % parts:
+            raise ValueError(
+                f"parameter {name} has shape {tuple(leaf.shape)}: its axis {dim} of {size} cannot"
+                f" be cut into {parts} equal parts, the size of mesh axis {axis!r}. Set"
+                f" MeshConfig.{axis} to a divisor of it, such as {math.gcd(size, parts)}."
+            )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

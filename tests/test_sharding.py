@@ -42,3 +42,34 @@ def test_every_parameter_lies_as_its_axes_say():
 def test_impossible_meshes(sizes, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(MeshConfig(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("axes", "change", "message"),
+    [
+        (
+            {"tensor": 8},
+            {"vocab_size": 100},
+            r"embed\.embedding has shape \(100, 32\): its axis 0 of 100 .*into 8 equal parts,"
+            r" .*mesh axis 'tensor'\. Set MeshConfig\.tensor to a divisor of it, such as 4\.",
+        ),
+        (
+            {"tensor": 8},
+            {"ffn_width": 36},
+            r"layers\.mlp\.\w+\.kernel has shape .*of 36 .*'tensor'.*such as 4",
+        ),
+        (
+            {"fsdp": 8},
+            {"width": 36},
+            r"has shape .* of 36 .*into 8 equal parts.*MeshConfig\.fsdp to a divisor.*such as 4",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_cut_evenly_is_refused(axes, change, message):
+    mesh = make_mesh(MeshConfig(data=1, **axes))
+    cfg = ModelConfig(**TINY | change, tied=False)
+    with pytest.raises(ValueError, match=message):
+        shardings(abstract_params(cfg), mesh)
+    smaller = make_mesh(MeshConfig(data=2, **dict.fromkeys(axes, 4)))
+    placed = jax.tree.leaves(shardings(abstract_params(cfg), smaller))
+    assert all(isinstance(leaf, jax.sharding.NamedSharding) for leaf in placed)
