@@ -8,8 +8,13 @@ few new tokens change no shape.
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, Sharding
 from jaxtyping import Array, Float
 
 from l2s_jax.model.config import ModelConfig
@@ -49,19 +54,29 @@ def grow_table(
     The mean is over all real rows where no pieces are given. W rows: V, or more if ids need it.
     """
     missing = max(0, max(starts) + 1 - table_VD.shape[0])
-    real_D = jnp.mean(table_VD[:num_real], axis=0, dtype=jnp.float32)
-    rows = [
-        jnp.mean(table_VD[jnp.asarray(pieces)], axis=0, dtype=jnp.float32) if pieces else real_D
-        for pieces in starts.values()
-    ]
     grown_WD = jnp.pad(table_VD, ((0, missing), (0, 0)))
-    return grown_WD.at[jnp.asarray(list(starts))].set(jnp.stack(rows).astype(table_VD.dtype))
+    index_W1 = jnp.arange(grown_WD.shape[0])[:, None]
+    for new, pieces in starts.items():
+        row_D = _mean_row(table_VD, pieces, num_real).astype(table_VD.dtype)
+        # A select and no scatter: every device changes the rows that it holds.
+        grown_WD = jnp.where(index_W1 == new, row_D[None], grown_WD)
+    return grown_WD
+
+
+def _mean_row(table_VD: Array, pieces: tuple[int, ...], num_real: int) -> Float[Array, " D"]:
+    if pieces:
+        return jnp.mean(table_VD[jnp.asarray(pieces)], axis=0, dtype=jnp.float32)
+    # No slice of the real rows either, which would move a table that is cut by rows.
+    real_V1 = jnp.arange(table_VD.shape[0])[:, None] < num_real
+    return jnp.sum(table_VD, axis=0, where=real_V1, dtype=jnp.float32) / num_real
 
 
 def add_rows(
     params: Params, cfg: ModelConfig, starts: dict[int, tuple[int, ...]], num_real: int
 ) -> tuple[ModelConfig, Params]:
     """The config and parameters with a row for every new token, in embedding and untied head.
+
+    Tables stay where they are: cut as before, on the same devices.
 
     Args:
       starts: new token id → ids of the pieces whose mean it starts from; empty: of all real rows.
@@ -70,8 +85,32 @@ def add_rows(
     if not starts:
         return cfg, params
     check_starts(starts, cfg.vocab_size, num_real)
-    embedding_WD = grow_table(jnp.asarray(params["embed"]["embedding"]), starts, num_real)
-    grown = params | {"embed": {"embedding": embedding_WD}}
+    grow = functools.partial(grow_table, starts=starts, num_real=num_real)
+    size = max(cfg.vocab_size, max(starts) + 1)
+    embedding = _grow_in_place(grow, jnp.asarray(params["embed"]["embedding"]), size, axis=0)
+    grown = params | {"embed": {"embedding": embedding}}
     if not cfg.tied:
-        grown["lm_head"] = grow_table(jnp.asarray(params["lm_head"]).T, starts, num_real).T
-    return dataclasses.replace(cfg, vocab_size=embedding_WD.shape[0]), grown
+        head_DV = jnp.asarray(params["lm_head"])
+        grown["lm_head"] = _grow_in_place(lambda x_DV: grow(x_DV.T).T, head_DV, size, axis=1)
+    return dataclasses.replace(cfg, vocab_size=size), grown
+
+
+def _grow_in_place(grow: Callable[[Array], Array], table: Array, size: int, axis: int) -> Array:
+    """`grow(table)`, cut over devices as `table` is."""
+    _check_cut(table.sharding, size, axis)
+    return jax.jit(grow, out_shardings=table.sharding)(table)
+
+
+def _check_cut(sharding: Sharding, size: int, axis: int) -> None:
+    """Refuses a number of rows that the devices cannot share equally."""
+    if not isinstance(sharding, NamedSharding) or len(sharding.spec) <= axis:
+        return
+    names = sharding.spec[axis]
+    names = (names,) if isinstance(names, str) else names or ()
+    parts = math.prod(sharding.mesh.shape[name] for name in names)
+    if size % parts:
+        raise ValueError(
+            f"the vocabulary grows to {size} rows, which the {parts} devices of mesh axes {names}"
+            " cannot share equally. Lower mesh.tensor, or spell the triggers as plain text, which"
+            " takes no rows."
+        )

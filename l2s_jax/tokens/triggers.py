@@ -77,7 +77,10 @@ def find_triggers(tokenizer: Tokenizer, spelling: Spelling) -> Triggers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TriggerStarts:
-    """Text for each trigger; its new embedding row starts as the mean of that text's rows."""
+    """Text for each trigger; its new embedding row starts as the mean of that text's rows.
+
+    An empty text starts the row as the mean of all rows: no meaning, and no token's neighbour.
+    """
 
     easy: str = "easy"
     long: str = "step by step"
@@ -85,7 +88,10 @@ class TriggerStarts:
     answer: str = "answer"
 
     def rows(self, before: Tokenizer, triggers: Triggers) -> dict[int, tuple[int, ...]]:
-        """New id → ids of the pieces it starts from, in the tokenizer that lacks the triggers."""
+        """New id → ids of the pieces it starts from, in the tokenizer that lacks the triggers.
+
+        No pieces for an empty text; `model/vocab.py` takes that for the mean of all rows.
+        """
         return {
             getattr(triggers, name)[0]: tuple(before.encode(getattr(self, name)))
             for name in ("easy", "long", "short", "answer")

@@ -1,13 +1,18 @@
+import functools
+import re
+
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import init_params
-from l2s_jax.model.vocab import add_rows
+from l2s_jax.model.decoder import abstract_params, init_params
+from l2s_jax.model.vocab import add_rows, grow_table
+from l2s_jax.sharding import MeshConfig, make_mesh, shardings
 from tests.model.test_config import TINY
 
+SHAPE = re.compile(r"(?:f32|bf16)\[([\d,]+)\]")
 NUM_REAL = 90  # of 96 rows: six are padding
 
 
@@ -38,6 +43,56 @@ def test_new_rows_are_means_and_old_rows_stay(tied, first):
         kept = [row for row in range(96) if row not in starts]
         np.testing.assert_array_equal(after[kept], before[kept])
     assert grown["layers"] is params["layers"]
+
+
+def sharded(tied, mesh_cfg, dtype="float32"):
+    """(config, parameters on one device, the same parameters cut over eight)."""
+    cfg, params = make(tied)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    places = shardings(abstract_params(cfg), make_mesh(mesh_cfg))
+    return cfg, params, jax.device_put(params, places)
+
+
+@pytest.mark.parametrize(
+    ("mesh_cfg", "dtype"),
+    [(MeshConfig(fsdp=8), "float32"), (MeshConfig(fsdp=2, tensor=4), "bfloat16")],
+)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("first", [92, 96])  # free rows, and a table that grows from 96 to 100
+def test_tables_stay_cut_over_eight_devices(mesh_cfg, first, tied, dtype):
+    cfg, params, cut = sharded(tied, mesh_cfg, dtype)
+    starts = {first + n: pieces for n, pieces in enumerate([(3, 4, 4), (), (7,), (1, 2)])}
+    want_cfg, want = add_rows(params, cfg, starts, NUM_REAL)
+    got_cfg, got = add_rows(cut, cfg, starts, NUM_REAL)
+    assert got_cfg == want_cfg
+
+    atol = 1e-7 if dtype == "float32" else 1e-3  # a mean summed in another order
+    for name in ("embed", "lm_head")[: 1 if tied else 2]:
+        mine, whole, before = (jax.tree.leaves(tree[name])[0] for tree in (got, want, cut))
+        assert mine.sharding == before.sharding and mine.dtype == before.dtype
+        np.testing.assert_allclose(np.float32(mine), np.float32(whole), atol=atol)
+    assert got["layers"] is cut["layers"]
+    assert len(got["embed"]["embedding"].sharding.device_set) == 8
+
+
+@pytest.mark.parametrize("first", [90, 96])
+def test_no_device_ever_holds_the_whole_table(first):
+    cfg, _, cut = sharded(True, MeshConfig(tensor=4, fsdp=2))
+    table = cut["embed"]["embedding"]
+    starts = {first + n: () for n in range(4)}
+    grow = functools.partial(grow_table, starts=starts, num_real=NUM_REAL)
+    program = jax.jit(grow, out_shardings=table.sharding).lower(table).compile().as_text()
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in SHAPE.findall(program)]
+    # Its part is a quarter of the rows and half of the width; growing lends a few rows more.
+    assert max(sizes) < 1.2 * (cfg.vocab_size + 4) // 4 * cfg.width // 2
+
+
+def test_rows_that_devices_cannot_share_are_refused():
+    cfg, _, cut = sharded(True, MeshConfig(tensor=8))
+    with pytest.raises(ValueError, match=r"grows to 100 rows, which the 8 devices.*mesh\.tensor"):
+        add_rows(cut, cfg, {96 + n: () for n in range(4)}, NUM_REAL)
+    grown, _ = add_rows(cut, cfg, {90: ()}, NUM_REAL)  # a free row needs no room
+    assert grown == cfg
 
 
 def test_no_new_tokens_change_nothing():
