@@ -122,7 +122,7 @@ def prepare(
         fetch = merging(leaves.fetch, leaves.shapes)
         weights_dtype = str(leaves.shapes["embed.embedding"].dtype)
     else:  # a Hugging Face folder, or a shipped name
-        policy = load_policy(workdir)
+        policy = load_policy(workdir, dtype=None)
         fetch = from_memory(policy.params)
         weights_dtype = str(policy.params["embed"]["embedding"].dtype)
     parts = Parts(

@@ -20,6 +20,8 @@ def check_repository(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise ValueError(f"--push {repo}: {error} Give owner/name.") from None
+    if "/" not in repo:
+        raise ValueError(f"--push {repo}: whose? Give owner/name.")
 
 
 def address(repo: str) -> str:
