@@ -125,8 +125,9 @@ def put(block: np.ndarray, row: int, target: Target) -> str:
     if part.dtype != to.dtype:
         with np.errstate(over="ignore", invalid="ignore"):
             part = part.astype(to.dtype)
+        is_smaller = jnp.finfo(to.dtype).max < jnp.finfo(block.dtype).max
         # A block that had them may keep them; one that had none must not gain any.
-        if not all_finite(part) and all_finite(block):
+        if is_smaller and not all_finite(part) and all_finite(block):
             return f"holds values that {to.dtype} cannot hold"
     if np.may_share_memory(part, to):
         return ""  # it was read there
