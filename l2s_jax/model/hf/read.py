@@ -176,7 +176,7 @@ def place_leaf(
     # Devices that hold the same part are filled from the same memory.
     buffers = {
         part: aligned_empty(tuple(stop - start for start, stop in part), dtype)
-        for part in owners.values()
+        for part in dict.fromkeys(owners.values())
     }
     wanted = {
         tensor.name: [
