@@ -17,6 +17,7 @@ from tqdm import tqdm
 from l2s_jax.data.arithmetic import ArithmeticProblems
 from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.data.store import replace_file
+from l2s_jax.evaluation.forced import p_short_after_easy
 from l2s_jax.evaluation.records import Answer
 from l2s_jax.evaluation.summary import build_summary
 from l2s_jax.sampling.controllers import MODES, Mode
@@ -112,6 +113,7 @@ def answer_all(
             num_tokens=rollout.num_tokens,
             route=rollout.route,
             p_easy=rollout.p_easy,
+            p_short=p_short_after_easy(rollout, mode, engine.cfg),
             finish_reason=rollout.finish_reason,
             text=rollout.text or "",
         )

@@ -32,6 +32,7 @@ class Answer(TypedDict):
     p_easy: float | None
     finish_reason: FinishReason
     text: str
+    p_short: NotRequired[float | None]  # of the short trigger after an <EASY> of its own
     question: NotRequired[str]  # shown in the report where it is at hand
 
 

@@ -226,7 +226,30 @@ def _stage_table(material: Material) -> str:
         _glossary({name: STAGE_WORDS.get(name, "") for name in material.stages}),
         page.table(head, rows, num_words=2, group_starts=frozenset(starts)),
         page.text("p", words + cut, "soft"),
+        *[page.text("p", line, "soft") for line in _unforced(material)],
         page.details("What the modes mean", _glossary(_MODE_WORDS)),
+    )
+
+
+def _unforced(material: Material) -> Iterator[str]:
+    """A line for each stage that says how surely it opens the short path without a router."""
+    for stage, modes in material.stages.items():
+        p = modes.get("auto", {}).get("p_short_after_easy")
+        wrote = modes.get("free", {}).get("wrote_short_after_easy")
+        said = [] if p is None else [_p_short(p)]
+        if wrote is not None:
+            said.append(
+                f"unforced it wrote <SHORT> in {page.percent(wrote['share'])} of"
+                f" {wrote['num_answers']}"
+            )
+        if said:
+            yield f"{stage}, after an <EASY> of its own: {'; '.join(said)}."
+
+
+def _p_short(p: Mapping[str, Any]) -> str:
+    return (
+        f"P(<SHORT>) is {p['mean']:.3f} in the mean and {p['percentile_5']:.3f} at the 5th"
+        f" percentile of {p['num_answers']} answers"
     )
 
 

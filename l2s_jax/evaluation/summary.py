@@ -12,8 +12,9 @@ Shape of the file, where `stages → mode` is the output of `stats.summarize`:
                         "force-long": {...}}},
      "seconds": {"train": ...}, "seeds": [0, 1, 2]}
 
-and, where whoever writes it adds them, "title", "notes" (lines of text) and "bars"
-({"name", "value", "bar", "holds", "note"}).
+in auto also "p_short_after_easy" {"mean", "percentile_5", "lowest", "num_answers"} and in free
+"wrote_short_after_easy" {"share", "num_answers"} (`forced.py`); and, where whoever writes it adds
+them, "title", "notes" (lines of text) and "bars" ({"name", "value", "bar", "holds", "note"}).
 """
 
 import json
@@ -21,6 +22,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from l2s_jax.evaluation.forced import describe_after_easy
 from l2s_jax.evaluation.records import MODES, STAGES, Answer, group_by, in_order
 from l2s_jax.evaluation.stats import summarize
 
@@ -85,7 +87,8 @@ def _summarize_stage(
                 f" seeds are {sorted(seeds)}. Name all seeds, or take those records away."
             )
     return {
-        mode: summarize(modes[mode]) | {"seeds": found[mode]} for mode in in_order(modes, MODES)
+        mode: summarize(modes[mode]) | describe_after_easy(modes[mode]) | {"seeds": found[mode]}
+        for mode in in_order(modes, MODES)
     }
 
 

@@ -16,6 +16,7 @@ def test_stages_and_modes_in_order():
     assert list(got["stages"]["sft"]) == ["auto", "force-long", "force-short", "free"]
     assert got["seconds"] == {"train": 1.5} and got["seeds"] == [0, 1, 2]
     auto = [a for a in answers if a["stage"] == "sft" and a["mode"] == "auto"]
+    assert got["stages"]["sft"]["free"]["wrote_short_after_easy"]["share"] == 1.0
     assert got["stages"]["sft"]["auto"] == summarize(auto) | {"seeds": [0, 1, 2]}
 
 
