@@ -20,7 +20,8 @@ from l2s_jax.model.hf.files import DISK_DTYPES, Found
 
 BLOCK_BYTES = 1 << 20  # about what a core's own cache holds
 TASK_BLOCKS = 16  # per task of a thread, which makes its block's memory once
-TILE = 64  # rows transposed at once: two cache lines of 16-bit values
+TILE = 64  # rows transposed at once, at least: two cache lines of 16-bit values
+TILE_VALUES = 1 << 16  # more rows where they are short, as each call costs a microsecond
 ALIGNMENT = 64  # JAX takes an aligned array on a CPU as it is, and copies another
 # A value with all of these bits set is infinite or no number.
 EXPONENT = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
@@ -133,8 +134,9 @@ def put(block: np.ndarray, row: int, target: Target) -> str:
         return ""  # it was read there
     bits = BITS[to.dtype.itemsize]  # numpy copies these faster than ml_dtypes' types
     part, to = part.view(bits), to.view(bits)
-    for tile in range(0, len(part), TILE):
-        to[tile : tile + TILE] = part[tile : tile + TILE]
+    step = max(TILE, TILE_VALUES // part.shape[1] // TILE * TILE)
+    for tile in range(0, len(part), step):
+        to[tile : tile + step] = part[tile : tile + step]
     return ""
 
 
