@@ -32,6 +32,7 @@ from l2s_jax.model.hf.write import (
 )
 from l2s_jax.tokens.tokenizer import Tokenizer, model_folder
 from l2s_jax.tokens.triggers import Triggers
+from l2s_jax.training.adapter import LORA_FILE
 from l2s_jax.training.leaves import CheckpointLeaves
 from l2s_jax.training.policy import MODEL_FILE, load_policy, without_weights
 
@@ -116,12 +117,12 @@ def prepare(
         check_repository(push)
     refuse_existing(out)
     workdir = model_folder(checkpoint)
-    if (workdir / MODEL_FILE).exists():
+    if (workdir / MODEL_FILE).exists() and not (workdir / LORA_FILE).exists():
         policy = without_weights(workdir)
         leaves = CheckpointLeaves(workdir)
         fetch = merging(leaves.fetch, leaves.shapes)
         weights_dtype = str(leaves.shapes["embed.embedding"].dtype)
-    else:  # a Hugging Face folder, or a shipped name
+    else:  # a Hugging Face folder, a shipped name, or an adapter whose base lies elsewhere
         policy = load_policy(workdir, dtype=None)
         fetch = from_memory(policy.params)
         weights_dtype = str(policy.params["embed"]["embedding"].dtype)

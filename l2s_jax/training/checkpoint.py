@@ -4,9 +4,11 @@ Lives here: saving, the latest step, restoring onto any mesh. Not here: reading 
 for use (`training/policy.py`).
 
 A checkpoint is params and opt_state, kept apart so that whoever wants the model alone reads only
-that. Orbax writes beside and renames, so a step that is listed is whole.
+that. What a run does not train it does not write (`training/adapter.py`). Orbax writes beside and
+renames, so a step that is listed is whole.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -53,7 +55,8 @@ class Checkpoints:
                 " model."
             ) from None
         place = like.step.sharding
-        return TrainState(
+        return dataclasses.replace(
+            like,
             step=jax.device_put(jnp.int32(step), place),
             params=found["params"],
             opt_state=found["opt_state"],

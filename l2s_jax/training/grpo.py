@@ -23,10 +23,18 @@ from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params, forward, head
+from l2s_jax.model.lora import LoraConfig, join, merge, split
 from l2s_jax.objectives.logprobs import token_logp
 from l2s_jax.objectives.presets import V2, Plus, PlusLinear
 from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask
 from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.training.adapter import (
+    AdapterRecord,
+    add_adapter,
+    base_digest,
+    claim_base,
+    token_ids_of,
+)
 from l2s_jax.training.checkpoint import Checkpoints
 from l2s_jax.training.metrics import MetricsFile
 from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
@@ -56,6 +64,7 @@ class GrpoRun:
     prompts_per_step: int = 32
     num_steps: int = 100
     refresh_every: int | None = None  # steps between two policies of the sampler; None: never
+    lora: LoraConfig | None = None  # train an adapter beside the frozen model, not the model
     optim: OptimConfig = OptimConfig(peak_lr=1e-6)
     mesh: MeshConfig = MeshConfig()
     verify_seconds: float = 5.0  # bound on one symbolic decision
@@ -153,14 +162,28 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
     longest = max(len(request.prompt_ids) for request in requests.values())
     engine = Engine(policy, cfg.sampling)
     # 2. One program on a mesh.
+    num_token_rows = len(token_ids_of(policy.triggers)) if cfg.lora is not None else 0
     optimizer, places, step_fn = program(
-        policy.model, cfg.preset, cfg.sampling.temperature, cfg.optim, cfg.num_steps, cfg.mesh
+        policy.model,
+        cfg.preset,
+        cfg.sampling.temperature,
+        cfg.optim,
+        cfg.num_steps,
+        cfg.mesh,
+        cfg.lora,
+        num_token_rows,
     )
     num_rows = cfg.prompts_per_step * cfg.sampling.num_samples
     check_rows("GrpoRun.prompts_per_step * sampling.num_samples", num_rows, places)
     sizes = PackedSizes.of(longest + cfg.sampling.max_new_tokens, num_rows, places)
     # 3. Resume, or begin.
-    state = begin_state(policy.params, optimizer, places)
+    params = policy.params
+    if cfg.lora is not None:
+        params = add_adapter(policy, cfg.lora, jax.random.key(cfg.seed))
+        digest = base_digest(policy)
+        claim_base(workdir, AdapterRecord(lora=cfg.lora, base=cfg.model, digest=digest))
+    _, frozen = split(params)
+    state = begin_state(params, optimizer, places)
     describe_policy(workdir, policy)
     with (
         Checkpoints(workdir) as checkpoints,
@@ -176,7 +199,7 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
         with MetricsFile(workdir, resume_from=begin) as metrics_file, _bar(cfg, begin) as bar:
             for step in range(begin, cfg.num_steps):
                 if cfg.refresh_every is not None and step % cfg.refresh_every == 0:
-                    behaviour = jax.device_get(state.params)
+                    behaviour = merge(join(jax.device_get(state.params), frozen))
                 chosen = choose_problems(problems, cfg.prompts_per_step, seed=cfg.seed, step=step)
                 rollouts = sample_step(
                     cfg, engine, [requests[p.id] for p in chosen], behaviour, step
@@ -198,10 +221,12 @@ def program(
     optim: OptimConfig,
     num_steps: int,
     mesh: MeshConfig,
+    lora: LoraConfig | None,
+    num_token_rows: int,
 ) -> Program:
     """Optimizer, shardings and compiled step; runs of one process that agree on them share it."""
     optimizer = make_optimizer(optim, num_steps)
-    places = state_shardings(model, optimizer, make_mesh(mesh))
+    places = state_shardings(model, optimizer, make_mesh(mesh), lora=lora, num_rows=num_token_rows)
     step_fn = compile_step(loss_of(model, preset, temperature), optimizer, places)
     return optimizer, places, step_fn
 

@@ -5,6 +5,7 @@ here: Hugging Face's format (`model/hf`), exporting (`export/hf.py`).
 
 A workdir holds `model.json` (the decoder's shape), `origin.json` (what its Hugging Face folder
 said beyond that), `tokenizer/` (with `l2s.json`, the triggers) and `checkpoints/`.
+That of a run which trained an adapter has `lora.json` too, and its base lies elsewhere.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from l2s_jax.model.hf.files import DiskDTypeName
 from l2s_jax.model.hf.names import flatten, unflatten
 from l2s_jax.model.hf.origin import read_origin
 from l2s_jax.model.hf.read import load_hf
+from l2s_jax.model.lora import LoraConfig, merge
 from l2s_jax.model.vocab import add_rows
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.sharding import shardings
@@ -33,6 +35,13 @@ from l2s_jax.tokens.triggers import (
     add_triggers,
     find_triggers,
     load_triggers,
+)
+from l2s_jax.training.adapter import (
+    LORA_FILE,
+    base_digest,
+    check_base,
+    read_record,
+    restore_adapter,
 )
 from l2s_jax.training.checkpoint import restore_params, save_params, saved_params
 
@@ -68,7 +77,34 @@ def load_policy(
     )
 
 
+def load_adapted(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[LoraConfig, Policy]:
+    """The adapter's config and the policy of a run that trained one, not merged yet."""
+    record = read_record(folder)
+    try:
+        base = load_policy(record.base, mesh=mesh)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder / LORA_FILE}: the adapter's base model {record.base} cannot be read ({error})"
+            " Put it back, start from the folder that its path is seen from, or correct `base`."
+        ) from None
+    check_base(folder, record, base_digest(base))
+    if record.spelling is not None:
+        base = teach_triggers(base, record.spelling, record.starts or TriggerStarts())
+    params = restore_adapter(folder, base, record.lora, mesh)
+    return record.lora, dataclasses.replace(without_weights(folder), params=params)
+
+
+def _from_adapter(folder: pathlib.Path, mesh: Mesh | None, dtype: DiskDTypeName | None) -> Policy:
+    """A run's base and adapter made one: in float32, and rounded once."""
+    _, policy = load_adapted(folder, mesh=mesh)
+    kind = jnp.dtype(dtype or "float32")
+    params = jax.tree.map(lambda leaf: leaf.astype(kind), merge(policy.params))
+    return dataclasses.replace(policy, params=params)
+
+
 def _from_workdir(folder: pathlib.Path, mesh: Mesh | None, dtype: DiskDTypeName | None) -> Policy:
+    if (folder / LORA_FILE).exists():
+        return _from_adapter(folder, mesh, dtype)
     policy = without_weights(folder)
     boxed = abstract_params(policy.model)
     places = flatten(shardings(boxed, mesh)) if mesh is not None else {}

@@ -22,6 +22,7 @@ from l2s_jax.data.store import read_items
 from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params, forward, head
+from l2s_jax.model.lora import LoraConfig
 from l2s_jax.objectives.logprobs import token_logp
 from l2s_jax.objectives.sft import sft_loss
 from l2s_jax.sampling.policy import Policy
@@ -29,6 +30,13 @@ from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.tokens.layouts import Example, LayoutConfig, encode_item
 from l2s_jax.tokens.tokenizer import load_tokenizer
 from l2s_jax.tokens.triggers import Spelling, TriggerStarts
+from l2s_jax.training.adapter import (
+    AdapterRecord,
+    add_adapter,
+    base_digest,
+    claim_base,
+    token_ids_of,
+)
 from l2s_jax.training.checkpoint import Checkpoints
 from l2s_jax.training.metrics import MetricsFile
 from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
@@ -90,6 +98,7 @@ class SftRun:
     row_length: int = 128  # tokens of a packed row
     batch_rows: int = 16
     num_steps: int = 200
+    lora: LoraConfig | None = None  # train an adapter beside the frozen model, not the model
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     remat: bool = False  # compute each block again in the backward pass: less memory, more time
@@ -111,6 +120,11 @@ class SftRun:
             raise ValueError(
                 f"SftRun.tokenizer={self.tokenizer!r}: the folder {self.model!r} brings its own."
                 " Leave it out."
+            )
+        if self.lora is not None and isinstance(self.model, ModelConfig):
+            raise ValueError(
+                "SftRun.lora adapts a trained model, but SftRun.model is a shape to start anew."
+                " Name a folder, or leave lora out."
             )
         schedule(self.optim, self.num_steps)  # refuses a warm-up that outlasts the run
 
@@ -147,7 +161,8 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
     """Trains, or goes on training, in `workdir`; returns when the last step is on disk."""
     workdir = pathlib.Path(workdir)
     # 1. What is learned, and by whom.
-    policy, examples = cfg.data.prepare(starting_policy(cfg))
+    base = starting_policy(cfg)
+    policy, examples = cfg.data.prepare(base)
     check_lengths(examples, policy.model)
     batches = Batches(examples, row_length=cfg.row_length, batch_rows=cfg.batch_rows, seed=cfg.seed)
     print(
@@ -157,10 +172,17 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
     )
     # 2. One program on a mesh.
     decoder = dataclasses.replace(policy.model, remat=cfg.remat or policy.model.remat)
-    optimizer, places, step_fn = program(decoder, cfg.optim, cfg.num_steps, cfg.mesh)
+    num_rows = len(token_ids_of(policy.triggers)) if cfg.lora is not None else 0
+    optimizer, places, step_fn = program(
+        decoder, cfg.optim, cfg.num_steps, cfg.mesh, cfg.lora, num_rows
+    )
     check_rows("SftRun.batch_rows", cfg.batch_rows, places)
     # 3. Resume, or begin.
-    state = begin_state(policy.params, optimizer, places)
+    params = policy.params
+    if cfg.lora is not None:
+        params = add_adapter(policy, cfg.lora, jax.random.key(cfg.seed))
+        claim_base(workdir, adapter_record(cfg, base))
+    state = begin_state(params, optimizer, places)
     describe_policy(workdir, policy)
     with Checkpoints(workdir) as checkpoints:
         latest = checkpoints.latest()
@@ -183,11 +205,31 @@ def run(cfg: SftRun, workdir: str | pathlib.Path) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def program(model: ModelConfig, optim: OptimConfig, num_steps: int, mesh: MeshConfig) -> Program:
+def program(
+    model: ModelConfig,
+    optim: OptimConfig,
+    num_steps: int,
+    mesh: MeshConfig,
+    lora: LoraConfig | None,
+    num_rows: int,
+) -> Program:
     """Optimizer, shardings and compiled step; runs of one process that agree on them share it."""
     optimizer = make_optimizer(optim, num_steps)
-    places = state_shardings(model, optimizer, make_mesh(mesh))
+    places = state_shardings(model, optimizer, make_mesh(mesh), lora=lora, num_rows=num_rows)
     return optimizer, places, compile_step(loss_of(model), optimizer, places)
+
+
+def adapter_record(cfg: SftRun, base: Policy) -> AdapterRecord:
+    """What the workdir must say for others to find and prepare the base again."""
+    assert cfg.lora is not None and isinstance(cfg.model, str)
+    teaching = cfg.data if isinstance(cfg.data, CuratedItems) else None
+    return AdapterRecord(
+        lora=cfg.lora,
+        base=cfg.model,
+        digest=base_digest(base),
+        spelling=teaching.spelling if teaching else None,
+        starts=teaching.starts if teaching else None,
+    )
 
 
 def check_lengths(examples: list[Example], model: ModelConfig) -> None:

@@ -4,6 +4,7 @@ Lives here: `TrainState`, its shardings, its birth. Not here: the step (`trainin
 writing it to disk (`training/checkpoint.py`).
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Key
 
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params, abstract_params, init_params
+from l2s_jax.model.lora import LoraConfig, abstract_adapter, split
 from l2s_jax.sharding import shardings
 
 
@@ -24,19 +26,34 @@ class TrainState:
     """Parameters, optimizer state, and the number of steps taken."""
 
     step: Any  # [] int32
-    params: Any
+    params: Any  # those that are trained
     opt_state: Any
+    frozen: Any = struct.field(default_factory=dict)  # the others: an adapter's base
 
 
 def state_shardings(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    cfg: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    lora: LoraConfig | None = None,
+    num_rows: int = 0,
 ) -> TrainState:
-    """The sharding of every leaf: moments lie with their parameters."""
+    """The sharding of every leaf: moments lie with their parameters.
+
+    Args:
+      lora: the adapter that is trained in place of the whole.
+      num_rows: tokens whose rows are trained beside it.
+    """
     boxed = abstract_params(cfg)
+    if lora is not None:
+        boxed = boxed | {"lora": abstract_adapter(cfg, lora, num_rows)}
+    trained, frozen = split(boxed)
     abstract = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
-        params=boxed,
-        opt_state=jax.eval_shape(optimizer.init, boxed),
+        params=trained,
+        opt_state=jax.eval_shape(optimizer.init, trained),
+        frozen=frozen,
     )
     return shardings(abstract, mesh)
 
@@ -50,9 +67,12 @@ def fresh_params(cfg: ModelConfig, key: Key[Array, ""], mesh: Mesh) -> Params:
 def begin_state(
     params: Params, optimizer: optax.GradientTransformation, places: TrainState
 ) -> TrainState:
-    """The state before the first step; `params` are copied, never donated away."""
+    """The state before the first step; what is trained is copied, never donated away."""
+    trained, frozen = split(params)
 
-    def begin(params: Params) -> TrainState:
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+    def begin(trained: Params) -> TrainState:
+        return TrainState(jnp.int32(0), trained, optimizer.init(trained))
 
-    return jax.jit(begin, out_shardings=places)(jax.device_put(params, places.params))
+    made = jax.jit(begin, out_shardings=dataclasses.replace(places, frozen={}))
+    state = made(jax.device_put(trained, places.params))
+    return dataclasses.replace(state, frozen=jax.device_put(frozen, places.frozen))

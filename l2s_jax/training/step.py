@@ -4,12 +4,15 @@ Lives here: `compile_step`, where loss, optimizer and shardings become one progr
 losses (`objectives`), the loops (`training/sft.py`, `training/grpo.py`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
+from l2s_jax.model.decoder import Params
+from l2s_jax.model.lora import join
 from l2s_jax.sharding import batch_sharding, replicated
 from l2s_jax.training.state import TrainState
 from l2s_jax.types import Metrics
@@ -26,16 +29,28 @@ Program = tuple[optax.GradientTransformation, TrainState, Step]
 def compile_step(
     loss_fn: Loss, optimizer: optax.GradientTransformation, places: TrainState
 ) -> Step:
-    """Jitted `step(state, batch) -> (state, metrics)`; `state` is donated."""
+    """Compiled `step(state, batch) -> (state, metrics)`; all of `state` but `frozen` is donated."""
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+    def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
+        def loss_of_trained(trained: Params) -> tuple[Any, Metrics]:
+            return loss_fn(join(trained, frozen), batch)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_of_trained, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(places.step.mesh)))
+    kept = (dataclasses.replace(places, frozen={}), replicated(places.step.mesh))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=kept)
+
+    def step_fn(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        # An argument, and neither a constant of the program nor one of its results: the base lies
+        # in memory once, and whoever else holds it keeps it.
+        after, metrics = compiled(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return dataclasses.replace(after, frozen=state.frozen), metrics
+
+    return step_fn
 
 
 def check_rows(field: str, num_rows: int, places: TrainState) -> None:

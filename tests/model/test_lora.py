@@ -53,14 +53,14 @@ def base(tied=True):
     return jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim > 2 else leaf, params)
 
 
-def noisy(adapter, seed=1):
+def noisy(adapter, seed=1, size=0.3):
     """The adapter after some training: nothing of it is zero."""
     rng = np.random.default_rng(seed)
 
     def move(path, leaf):
         trained = path[-1].key in ("a", "b", "token_rows", "head_rows")
         noise = rng.normal(size=leaf.shape).astype(np.float32)
-        return leaf + 0.3 * noise if trained else leaf
+        return leaf + np.float32(size) * noise if trained else leaf
 
     return jax.tree_util.tree_map_with_path(move, adapter)
 

@@ -1,6 +1,6 @@
 """Runs that `test_resume.py` kills: a program of its own, `python -m tests.training.resumable`.
 
-Every folder that it is given gets the same three runs, one after another; each goes on where it
+Every folder that it is given gets the same five runs, one after another; each goes on where it
 was stopped. Folders `base`, `taught` and `curated` beside them hold what the runs start from.
 """
 
@@ -11,13 +11,14 @@ import sys
 
 from l2s_jax.config import claim_workdir
 from l2s_jax.data.arithmetic import ArithmeticProblems
+from l2s_jax.model.lora import LoraConfig
 from l2s_jax.objectives.presets import Plus
 from l2s_jax.sampling.engine import SamplingConfig
 from l2s_jax.training import grpo, sft
 from l2s_jax.training.optim import OptimConfig
 
 OPTIM = OptimConfig(peak_lr=3e-3)
-NUM_STEPS = {"sft": 31, "grpo": 7, "grpo_refresh": 7}
+NUM_STEPS = {"sft": 31, "sft_lora": 31, "grpo": 7, "grpo_refresh": 7, "grpo_lora": 7}
 
 
 def make_runs(root: pathlib.Path) -> dict:
@@ -40,12 +41,19 @@ def make_runs(root: pathlib.Path) -> dict:
         log_every=1,
         save_every=3,
     )
+    adapted = dataclasses.replace(stage1, lora=LoraConfig(rank=2))
     # Plus: a random policy is never right, and correctness alone would not move it.
     fixed = grpo.GrpoRun(
         preset=Plus(), rollouts="mixed", num_steps=NUM_STEPS["grpo"], save_every=2, **stage2
     )
     fresh = dataclasses.replace(fixed, rollouts="auto", refresh_every=2)
-    return {"sft": (sft, stage1), "grpo": (grpo, fixed), "grpo_refresh": (grpo, fresh)}
+    return {
+        "sft": (sft, stage1),
+        "sft_lora": (sft, adapted),
+        "grpo": (grpo, fixed),
+        "grpo_refresh": (grpo, fresh),
+        "grpo_lora": (grpo, dataclasses.replace(fresh, lora=LoraConfig(rank=2))),
+    }
 
 
 def left_by(workdir: pathlib.Path) -> list:

@@ -14,10 +14,11 @@ import pytest
 from l2s_jax.cli.main import main
 from l2s_jax.config import claim_workdir, load_config
 from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.training.adapter import LORA_FILE
 from l2s_jax.training.checkpoint import Checkpoints
 from l2s_jax.training.metrics import FILE
 from l2s_jax.training.optim import make_optimizer
-from l2s_jax.training.policy import load_policy, save_policy
+from l2s_jax.training.policy import load_adapted, load_policy, save_policy
 from l2s_jax.training.state import begin_state, state_shardings
 from tests.training.resumable import NUM_STEPS, OPTIM
 from tests.training.tiny import assert_trees_equal, taught_policy, untaught_policy, write_curation
@@ -74,9 +75,16 @@ def folders(tmp_path_factory):
 
 
 def final_state(workdir: pathlib.Path, num_steps: int):
-    policy, optimizer = load_policy(workdir), make_optimizer(OPTIM, num_steps)
+    optimizer = make_optimizer(OPTIM, num_steps)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    like = begin_state(policy.params, optimizer, state_shardings(policy.model, optimizer, mesh))
+    lora, num_rows = None, 0
+    if (workdir / LORA_FILE).exists():
+        lora, policy = load_adapted(workdir)
+        num_rows = len(policy.params["lora"]["token_ids"])
+    else:
+        policy = load_policy(workdir)
+    places = state_shardings(policy.model, optimizer, mesh, lora=lora, num_rows=num_rows)
+    like = begin_state(policy.params, optimizer, places)
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() == num_steps
         return checkpoints.restore(num_steps, like)
@@ -100,6 +108,14 @@ def test_training_moved_the_parameters(folders):
         assert abs(policy.params["embed"]["embedding"] - start_from).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["sft_lora", "grpo_lora"])
+def test_training_moved_the_adapter(folders, name):
+    _, policy = load_adapted(folders[1] / name)
+    for part in policy.params["lora"]["layers"].values():
+        for leaves in part.values():
+            assert abs(leaves["b"]).max() > 1e-3  # it starts at zero
+
+
 def test_a_refresh_gives_the_sampler_the_current_weights(folders):
     def gaps(name):
         lines = (folders[1] / name / FILE).read_text().splitlines()
@@ -107,6 +123,8 @@ def test_a_refresh_gives_the_sampler_the_current_weights(folders):
 
     refreshed = gaps("grpo_refresh")
     assert max(refreshed[0::2]) < 1e-4 < 1e-3 < min(refreshed[1::2])
+    adapted = gaps("grpo_lora")  # the sampler has base and adapter made one
+    assert max(adapted[0::2]) < 1e-4 < 1e-3 < min(adapted[1::2])
     fixed = gaps("grpo")  # the stage 1 policy samples to the end
     assert fixed[0] < 1e-4 < 1e-3 < min(fixed[1:])
 
