@@ -77,7 +77,9 @@ def make_folder(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = make_model(seed, family=family, spread=spread, **changes).to(getattr(torch, dtype))
+    model = make_model(seed, family=family, spread=spread, **changes)
+    for weight in model.parameters():  # not model.to(...): it rounds the rotary rates too
+        weight.data = weight.data.to(getattr(torch, dtype))
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return model
 

@@ -16,19 +16,42 @@ from l2s_jax.model.decoder import abstract_params, forward, init_params, logits
 from l2s_jax.model.hf.read import load_hf
 from l2s_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shardings
 from tests.model.test_config import TINY
-from tests.tiny_models import make_folder, torch_logits
+from tests.tiny_models import FAMILIES, make_folder, make_model, torch_logits
 
-KINDS = {
-    "tied": {"tie_word_embeddings": True},
-    "untied": {"tie_word_embeddings": False},
+BIASES = {
+    "qwen2": {"": {}},
+    "qwen3": {"": {}, "-biases": {"attention_bias": True}},
+    "llama": {"": {}, "-biases": {"attention_bias": True, "mlp_bias": True}},
 }
+KINDS = {
+    f"{family}{name}-{tied}": {"family": family, **fields, "tie_word_embeddings": tied == "tied"}
+    for family in FAMILIES
+    for name, fields in BIASES[family].items()
+    for tied in ("tied", "untied")
+}
+
+
+def of_kind(kind, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(kind)
+    return make_folder(folder, **KINDS[kind]), *load_hf(folder)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
-    """(transformers' model, our config, our parameters) of the same weights."""
-    folder = tmp_path_factory.mktemp(request.param)
-    return make_folder(folder, **KINDS[request.param]), *load_hf(folder)
+    """(transformers' model, our config, our parameters) of the same weights, every kind."""
+    return of_kind(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if "biases" not in kind])
+def plain_pair(request, tmp_path_factory):
+    """Every family, tied and untied, as its makers publish it."""
+    return of_kind(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["qwen2-tied", "llama-biases-untied"])
+def two_pairs(request, tmp_path_factory):
+    """One kind with the least and one with the most parameters, for our own routes."""
+    return of_kind(request.param, tmp_path_factory)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -38,8 +61,8 @@ def full_logits(cfg, params, tokens_BT, positions_BT, segments_BT):
     return logits(params, hidden_BTD)
 
 
-def random_tokens(seed, *shape):
-    return np.random.default_rng(seed).integers(0, 96, shape, dtype=np.int32)
+def random_tokens(seed, *shape, vocab=96):
+    return np.random.default_rng(seed).integers(0, vocab, shape, dtype=np.int32)
 
 
 def ones(tokens_BT):
@@ -50,26 +73,14 @@ def from_zero(tokens_BT):
     return np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape).copy()
 
 
-def test_plain_logits_are_those_of_transformers(pair):
-    model, cfg, params = pair
-    tokens_BT = random_tokens(0, 2, 40)
-    got = full_logits(cfg, params, tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
-    np.testing.assert_allclose(got, torch_logits(model, tokens_BT), atol=2e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("num_kv", "head_dim"), [(1, 8), (4, 8), (2, 64)])
-def test_other_groupings_and_head_sizes(tmp_path, num_kv, head_dim):
-    model = make_folder(tmp_path, num_key_value_heads=num_kv, hidden_size=4 * head_dim)
-    cfg, params = load_hf(tmp_path)
-    tokens_BT = random_tokens(0, 2, 20)
-    got = full_logits(cfg, params, tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
-    np.testing.assert_allclose(got, torch_logits(model, tokens_BT), atol=2e-4, rtol=0)
+# These three share one shape, so that a kind is compiled once.
 
 
 def test_distant_positions(pair):
     model, cfg, params = pair
-    tokens_BT = random_tokens(1, 2, 40)
-    positions_BT = np.broadcast_to(np.linspace(0, 30_000, 40).astype(np.int32), (2, 40)).copy()
+    tokens_BT = random_tokens(1, 3, 40)
+    ends = np.array([39, 8_191, 30_000])  # the first row is a plain text from 0
+    positions_BT = np.linspace(0, ends, 40).astype(np.int32).T.copy()
     got = full_logits(cfg, params, tokens_BT, positions_BT, ones(tokens_BT))
     want = torch_logits(model, tokens_BT, position_ids=positions_BT)
     np.testing.assert_allclose(got, want, atol=2e-4, rtol=0)
@@ -84,23 +95,101 @@ def test_left_padded_batch(pair):
     got = full_logits(cfg, params, tokens_BT, positions_BT, real_BT.astype(np.int32))
     mask = real_BT.astype(np.int64)
     want = torch_logits(model, tokens_BT, attention_mask=mask, position_ids=positions_BT)
-    np.testing.assert_allclose(got[real_BT], want[real_BT], atol=2e-4, rtol=0)
+    np.testing.assert_allclose(np.asarray(got)[real_BT], want[real_BT], atol=2e-4, rtol=0)
 
 
 def test_packed_segments_equal_separate_runs(pair):
+    """Rows cut in other ways; the last tokens of each are padding."""
     model, cfg, params = pair
-    parts = [random_tokens(seed, 1, length) for seed, length in enumerate((11, 1, 20))]
-    tokens_BT = np.concatenate([*parts, random_tokens(9, 1, 8)], axis=1)  # ends in padding
-    sizes = [part.shape[1] for part in parts] + [8]
-    segments_BT = np.repeat([1, 2, 3, 0], sizes)[None].astype(np.int32)
-    positions_BT = np.concatenate([np.arange(size) for size in sizes])[None].astype(np.int32)
-    got = full_logits(cfg, params, tokens_BT, positions_BT, segments_BT)
-    start = 0
-    for part in parts:
-        want = torch_logits(model, part)
-        here = got[:, start : start + part.shape[1]]
-        np.testing.assert_allclose(here, want, atol=2e-4, rtol=0)
-        start += part.shape[1]
+    tokens_BT = random_tokens(3, 3, 40)
+    sizes = np.array([(11, 1, 20, 8), (2, 30, 7, 1), (13, 13, 13, 1)])
+    segments_BT = np.stack([np.repeat([1, 2, 3, 0], row) for row in sizes]).astype(np.int32)
+    positions_BT = np.stack([np.concatenate([np.arange(size) for size in row]) for row in sizes])
+    got = full_logits(cfg, params, tokens_BT, positions_BT.astype(np.int32), segments_BT)
+    for row in range(3):
+        for segment in (1, 2, 3):
+            here = segments_BT[row] == segment
+            want = torch_logits(model, tokens_BT[row : row + 1, here])[0]
+            np.testing.assert_allclose(np.asarray(got)[row, here], want, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_pass_over_8192_tokens(tmp_path, family):
+    size = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    model = make_folder(tmp_path, family=family, **size)
+    cfg, params = load_hf(tmp_path)
+    tokens_BT = random_tokens(4, 1, 8192)
+    got = full_logits(cfg, params, tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
+    np.testing.assert_allclose(got, torch_logits(model, tokens_BT), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("num_kv", "head_dim"), [(1, 8), (4, 8), (2, 64)])
+def test_other_groupings_and_head_sizes(tmp_path, num_kv, head_dim):
+    model = make_folder(tmp_path, num_key_value_heads=num_kv, hidden_size=4 * head_dim)
+    cfg, params = load_hf(tmp_path)
+    tokens_BT = random_tokens(0, 2, 20)
+    got = full_logits(cfg, params, tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
+    np.testing.assert_allclose(got, torch_logits(model, tokens_BT), atol=2e-4, rtol=0)
+
+
+WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "vocab_size": 2048,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 6,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def wide(request, tmp_path_factory):
+    """A model as wide and spread as real ones start, its logits as peaked as theirs (about 3.6).
+
+    The weights are numbers of bfloat16, as on the Hub, so that only the computation differs.
+    """
+    import torch
+
+    folder = tmp_path_factory.mktemp(request.param)
+    model = make_model(family=request.param, spread=None, head_dim=64, **WIDE)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)
+        for weight in model.parameters():  # not model.to(bfloat16): it rounds the rotary rates too
+            weight.copy_(weight.to(torch.bfloat16))
+    model.save_pretrained(folder)
+    return model, *load_hf(folder)
+
+
+def log_softmax(logits_BTV):
+    logits_BTV = np.asarray(logits_BTV, np.float64)
+    shifted_BTV = logits_BTV - logits_BTV.max(axis=-1, keepdims=True)
+    return shifted_BTV - np.log(np.exp(shifted_BTV).sum(axis=-1, keepdims=True))
+
+
+def test_a_wide_model_in_float32_and_in_bfloat16(wide):
+    """Logits within 2e-4 in float32; mean KL to transformers' float32 within 1e-3 in bfloat16."""
+    model, cfg, params = wide
+    tokens_BT = random_tokens(8, 2, 40, vocab=2048)
+    inputs = (tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
+    want = torch_logits(model, tokens_BT)
+    assert 3 < want.std() < 5
+    np.testing.assert_allclose(full_logits(cfg, params, *inputs), want, atol=2e-4, rtol=0)
+    rounded = full_logits(dataclasses.replace(cfg, dtype="bfloat16"), params, *inputs)
+    p_BTV, q_BTV = log_softmax(want), log_softmax(rounded)
+    kl_BT = (np.exp(p_BTV) * (p_BTV - q_BTV)).sum(axis=-1)
+    assert 0 < kl_BT.mean() <= 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_wide_model_of_every_weight_random(tmp_path, family):
+    """Weights seven times as large as real ones start with: sums of large terms that cancel."""
+    size = WIDE | {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+    model = make_folder(tmp_path, family=family, **size | {"vocab_size": 512, "head_dim": 32})
+    cfg, params = load_hf(tmp_path)
+    tokens_BT = random_tokens(9, 2, 64, vocab=512)
+    got = full_logits(cfg, params, tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
+    np.testing.assert_allclose(got, torch_logits(model, tokens_BT), atol=2e-4, rtol=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
@@ -125,14 +214,14 @@ def left_padded_prompts():
     return random_tokens(3, 2, 9), np.arange(9)[None, :] >= 9 - lengths_N[:, None], lengths_N
 
 
-def test_greedy_continuation_is_that_of_transformers(pair):
+def test_greedy_continuation_is_that_of_transformers(plain_pair):
     import torch
 
-    model, cfg, params = pair
+    model, cfg, params = plain_pair
     tokens_NP, real_NP, lengths_N = left_padded_prompts()
-    cache, logits_BV = prefill(cfg, params, tokens_NP, real_NP, 1, 32)
+    cache, logits_BV = prefill(cfg, params, tokens_NP, real_NP, 1, 64)
     chosen = []
-    for step in range(32):
+    for step in range(64):
         chosen.append(np.asarray(jnp.argmax(logits_BV, axis=-1)))
         positions_B = jnp.asarray(lengths_N + step)
         cache, logits_BV = decode_step(
@@ -141,16 +230,16 @@ def test_greedy_continuation_is_that_of_transformers(pair):
     want = model.generate(
         torch.as_tensor(tokens_NP, dtype=torch.long),
         attention_mask=torch.as_tensor(real_NP.astype(np.int64)),
-        max_new_tokens=32,
+        max_new_tokens=64,
         do_sample=False,
         pad_token_id=0,
     )
     np.testing.assert_array_equal(np.stack(chosen, axis=1), want[:, 9:].numpy())
 
 
-def test_cached_decode_equals_full_forward(pair):
+def test_cached_decode_equals_full_forward(two_pairs):
     """Three rows per prompt, some pausing on the way, against one full pass over each row."""
-    _, cfg, params = pair
+    _, cfg, params = two_pairs
     tokens_NP, real_NP, lengths_N = left_padded_prompts()
     group, steps = 3, 7
     cache, _ = prefill(cfg, params, tokens_NP, real_NP, group, steps)
@@ -175,8 +264,8 @@ def test_cached_decode_equals_full_forward(pair):
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_one_device_and_eight_agree(pair, axes):
-    _, cfg, params = pair
+def test_one_device_and_eight_agree(two_pairs, axes):
+    _, cfg, params = two_pairs
     mesh = make_mesh(MeshConfig(**{"data": 1} | axes))
     tokens_BT = random_tokens(5, 8, 12)
     inputs = (tokens_BT, from_zero(tokens_BT), ones(tokens_BT))
@@ -188,8 +277,8 @@ def test_one_device_and_eight_agree(pair, axes):
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size * axes.get("data", 1)
 
 
-def test_fresh_parameters_have_the_shapes_of_loaded_ones(pair):
-    _, cfg, params = pair
+def test_fresh_parameters_have_the_shapes_of_loaded_ones(two_pairs):
+    _, cfg, params = two_pairs
     fresh = nn.unbox(jax.jit(lambda key: init_params(cfg, key))(jax.random.key(0)))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
