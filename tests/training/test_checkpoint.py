@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from l2s_jax.sharding import MeshConfig, make_mesh
-from l2s_jax.training.checkpoint import FOLDER, Checkpoints, restore_params, save_params
+from l2s_jax.training.checkpoint import (
+    FOLDER,
+    Checkpoints,
+    restore_params,
+    save_params,
+    saved_params,
+)
 from l2s_jax.training.optim import OptimConfig, make_optimizer
 from l2s_jax.training.state import begin_state, state_shardings
 from tests.training.tiny import MESHES, assert_trees_equal, taught_policy, untaught_policy
@@ -110,3 +116,37 @@ def test_a_model_without_optimizer_is_no_run_to_resume(one, tmp_path):
         pytest.raises(ValueError, match=r"no interrupted run.*another --workdir"),
     ):
         checkpoints.restore(0, state_on(one))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_in_another_type_on_another_mesh(one, eight, tmp_path, dtype):
+    """As if restored as they are, and then converted."""
+    policy = taught_policy()
+    save_params(tmp_path, policy.params)
+    places = state_shardings(policy.model, OPTIMIZER, eight).params
+    like = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
+        policy.params,
+        places,
+    )
+    got = restore_params(tmp_path, like)
+    assert jax.tree.map(lambda leaf: leaf.sharding, got) == places
+    assert_trees_equal(got, jax.tree.map(lambda leaf: leaf.astype(dtype), policy.params))
+
+
+def test_all_parameters_that_differ_are_listed(tmp_path):
+    params = {"a": {"b": np.ones((2, 3), np.float32), "c": np.ones(4, np.float32)}}
+    save_params(tmp_path, params)
+    assert {n: (s.shape, s.dtype) for n, s in saved_params(tmp_path).items()} == {
+        "a.b": ((2, 3), np.float32),
+        "a.c": ((4,), np.float32),
+    }
+    other = {"a": {"b": np.ones((3, 2), np.float32), "d": np.ones(4, np.float32)}}
+    with pytest.raises(ValueError, match="another model") as error:
+        restore_params(tmp_path, other)
+    for line in (
+        "a.b is (2, 3), asked for: (3, 2)",
+        "a.c is (4,), asked for: nothing",
+        "a.d is missing, asked for: (4,)",
+    ):
+        assert line in str(error.value)
