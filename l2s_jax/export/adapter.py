@@ -7,7 +7,7 @@ Not here: merging parameters in memory (`model/lora.py`), folders in PEFT's form
 
 from collections.abc import Collection
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from l2s_jax.model.hf.write import Fetch
@@ -23,10 +23,11 @@ def merging(fetch: Fetch, paths: Collection[str]) -> Fetch:
         leaf = fetch(path)
         adapter = f"lora.{path.removesuffix('.kernel')}"
         if f"{adapter}.a" in paths:
-            a, b, scale = (fetch(f"{adapter}.{name}") for name in ("a", "b", "scale"))
+            adapted = [fetch(f"{adapter}.{name}") for name in ("a", "b", "scale")]
             for layer in range(len(leaf)):
                 one = slice(layer, layer + 1)
-                leaf[one] = jax.device_get(merged_kernel(leaf[one], a[one], b[one], scale[one]))
+                merged = merged_kernel(*(jnp.asarray(part[one]) for part in (leaf, *adapted)))
+                leaf[one] = np.asarray(merged)
         if f"lora.{ROWS.get(path)}" in paths:
             ids, rows = fetch("lora.token_ids"), fetch(f"lora.{ROWS[path]}")
             table = leaf.T if path == "lm_head" else leaf  # a view: one row per token

@@ -139,6 +139,7 @@ def write_weights(
             handle.seek(start)
             handle.write(raw(array))
             prints[name] = fingerprint(array)
+            del array  # it may be a view of its leaf, which must go before the next is fetched
     if len(files) > 1:
         (folder / INDEX).write_text(index_text(cfg, files, dtype))
     return prints
@@ -148,10 +149,10 @@ def hf_tensors(
     cfg: ModelConfig, fetch: Fetch, dtype: DiskDTypeName
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Their name and array of every tensor, leaf by leaf; refuses what is not finite."""
-    path, leaf = None, None
+    path = leaf = array = None
     for tensor in expected_tensors(cfg):  # lists the tensors of a leaf together
         if tensor.leaf != path:
-            leaf = None  # let go of the last one before the next is read
+            leaf = array = None  # let go of the last leaf, and of views of it, before the next
             path, leaf = tensor.leaf, fetch(tensor.leaf)
         assert leaf is not None
         array = np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])

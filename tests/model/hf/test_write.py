@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -170,8 +171,9 @@ def test_an_adapter_is_never_dropped(folder):
         from_memory({**params, "lora": {}})
 
 
+PROC = pathlib.Path("/proc/self/status")
 GROWTH = """
-import resource, sys, pathlib, numpy as np
+import sys, pathlib, numpy as np
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.hf.write import plan_files, write_weights
 from l2s_jax.model.decoder import abstract_params
@@ -179,7 +181,9 @@ from l2s_jax.model.hf.names import flatten
 import flax.linen as nn
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: a child inherits that of the process that forked it.
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
 cfg = ModelConfig(vocab_size=8192, width=512, num_layers=int(sys.argv[2]), num_heads=8,
                   num_kv_heads=8, head_dim=64, ffn_width=2048)
@@ -194,6 +198,7 @@ print(peak() - before, total, largest)
 """
 
 
+@pytest.mark.skipif(not PROC.exists(), reason="peak memory is read from /proc")
 def test_one_leaf_at_a_time_is_held(tmp_path):
     """A fresh process that makes each leaf when it is asked for: its peak is not the model's."""
     command = [sys.executable, "-c", GROWTH, str(tmp_path), "12"]
@@ -202,4 +207,4 @@ def test_one_leaf_at_a_time_is_held(tmp_path):
     assert done.returncode == 0, done.stderr
     grown, total, largest = map(int, done.stdout.split())
     assert total > 200e6 and largest < 55e6
-    assert grown < 1.5 * largest + 30e6 < 0.6 * total
+    assert largest < grown < 1.5 * largest + 40e6 < 0.6 * total
