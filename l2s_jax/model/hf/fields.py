@@ -3,8 +3,11 @@
 Lives here: `integer`, `positive`, `flag`. Not here: what the values mean (`model/hf/config.py`).
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+LARGEST = sys.float_info.max  # a longer whole number would be no float
 
 
 def _value(hf: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -26,7 +29,7 @@ def integer(hf: Mapping[str, Any], name: str, default: int | None = None) -> int
 def positive(hf: Mapping[str, Any], name: str, default: float | None = None) -> float:
     """A finite number above zero."""
     value = _value(hf, name, default)
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
+    if type(value) not in (int, float) or not 0 < value <= LARGEST:
         raise ValueError(f"config.json: {name}={value!r} must be a number above 0.")
     return float(value)
 

@@ -22,6 +22,7 @@ from l2s_jax.model.hf.names import HEAD, Tensor
 DiskDTypeName = Literal["float32", "bfloat16", "float16"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+PLAUSIBLE_SIDE = 1 << 20  # of a tensor; a longer one has to be there
 # What we read, by safetensors' names.
 DISK_DTYPES: dict[str, DiskDTypeName] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -61,7 +62,13 @@ def read_hf_config(folder: str | pathlib.Path) -> ModelConfig:
         raise FileNotFoundError(f"model folder {folder} does not exist.")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; give the folder that holds config.json.")
-    return from_hf_config(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    try:
+        return from_hf_config(config)
+    except ValueError as error:
+        # Some faults are ModelConfig's to find; it does not know which file it comes from.
+        text = str(error).removeprefix("config.json: ")
+        raise ValueError(f"{folder / 'config.json'}: {text}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +166,26 @@ def read_header(file: pathlib.Path) -> dict[str, Found]:
         for name, info in header.items()
         if name != "__metadata__"
     }
+
+
+def check_sizes(folder: pathlib.Path, cfg: ModelConfig, found: Mapping[str, Found]) -> None:
+    """Refuses a config of sizes that no file here can hold.
+
+    First of all: tracing such a decoder, or listing what it lacks, would take hours and all memory.
+    """
+    longest = max((side for here in found.values() for side in here.shape), default=0)
+    most = max(longest, PLAUSIBLE_SIDE)
+    heads = cfg.num_heads * cfg.head_dim
+    sides = {"vocab_size": cfg.vocab_size, "hidden_size": cfg.width}
+    sides |= {"intermediate_size": cfg.ffn_width, "num_attention_heads * head_dim": heads}
+    wrong = [f"{name}={side}" for name, side in sides.items() if side > most]
+    if cfg.num_layers > len(found):
+        wrong.append(f"num_hidden_layers={cfg.num_layers}")
+    if wrong:
+        raise ValueError(
+            f"{folder}: config.json says {', '.join(wrong)}, but the files hold {len(found)}"
+            f" tensors, the longest side is {longest}. One of them is damaged; download it again."
+        )
 
 
 def complaints(expected: list[Tensor], found: Mapping[str, Found], *, tied: bool) -> list[str]:

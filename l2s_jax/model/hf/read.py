@@ -29,6 +29,7 @@ from l2s_jax.model.hf.files import (
     DISK_DTYPES,
     DiskDTypeName,
     Found,
+    check_sizes,
     complaints,
     find_tensors,
     read_hf_config,
@@ -57,11 +58,7 @@ def load_hf(
     cfg = read_hf_config(folder)
     folder = pathlib.Path(folder)
     found = find_tensors(folder)
-    if cfg.num_layers > len(found):  # or all that is missing would be listed, for hours
-        raise ValueError(
-            f"{folder}: config.json says num_hidden_layers={cfg.num_layers}, but the files hold"
-            f" {len(found)} tensors in all. One of them is damaged; download the folder again."
-        )
+    check_sizes(folder, cfg, found)
     boxed = abstract_params(cfg)
     expected = expected_tensors(cfg, boxed)
     wrong = complaints(expected, found, tied=cfg.tied)

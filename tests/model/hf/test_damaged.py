@@ -235,7 +235,7 @@ def other_index(rng, folder):
 def other_config(rng, folder):
     def change(config):
         fields = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
-        name = pick(rng, [*fields.split(), "num_key_value_heads", "model_type"])
+        name = pick(rng, [*fields.split(), "num_key_value_heads", "head_dim", "model_type"])
         values = [
             0,
             -1,

@@ -78,12 +78,40 @@ def test_every_wrong_tensor_is_listed(folder):
         assert line in str(error.value)
 
 
-def test_more_layers_than_tensors(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"num_hidden_layers": 2**40, "layer_types": None}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"num_hidden_layers=1099511627776, but the files hold 39"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 2**40}, f"num_hidden_layers={2**40}, but the files hold 39"),
+        ({"num_hidden_layers": 40}, "num_hidden_layers=40, but the files hold 39"),
+        ({"vocab_size": 10**400}, "vocab_size=1000"),
+        ({"head_dim": 2**31}, f"num_attention_heads . head_dim={2**33}"),
+        ({"hidden_size": 2**40, "head_dim": 8}, f"hidden_size={2**40}, but"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps=1000.* must be a number above 0"),
+    ],
+)
+def test_sizes_that_no_file_can_hold(folder, change, message):
+    """Refused before the decoder is traced, which would take all memory."""
+    config = json.loads((folder / "config.json").read_text()) | {"layer_types": None}
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message) as error:
         load_hf(folder)
+    assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 3}, r"num_heads=4 is no multiple of num_kv_heads=3"),
+        ({"model_type": "qwen2_moe"}, "qwen2_moe"),
+        ({"hidden_size": "32"}, "hidden_size='32' must be a whole number"),
+    ],
+)
+def test_faults_of_the_config_name_its_file(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message) as error:
+        load_hf(folder)
+    assert str(error.value).startswith(f"{folder / 'config.json'}: ")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, -1])
