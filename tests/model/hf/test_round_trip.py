@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from safetensors import safe_open
 
 from l2s_jax.export.folder import Parts
-from l2s_jax.export.hf import export_checkpoint
+from l2s_jax.export.hf import export_checkpoint, export_hf
 from l2s_jax.export.import_hf import import_hf
 from l2s_jax.model.hf.config import DROPPED, from_hf_config
 from l2s_jax.model.hf.files import INDEX
@@ -162,6 +163,21 @@ def test_through_the_command_line(shared_data, tmp_path, devices, family, dtype,
     assert_same_model(tmp_path / "back", source)
     sizes = {line["file"]: line["bytes"] for line in map(json.loads, listed.splitlines())}
     assert sizes == {path.name: path.stat().st_size for path in (tmp_path / "back").iterdir()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_reads_a_model_made_here(tmp_path, family):
+    """Without an origin config.json is ours alone."""
+    from transformers import AutoModelForCausalLM
+
+    model = make_folder(tmp_path / "source", family=family, tie_word_embeddings=True)
+    cfg, params = load_hf(tmp_path / "source")
+    parts = {"model": cfg, "params": params, "tokenizer": None, "triggers": None}
+    export_hf(tmp_path / "ours", **parts, shard_bytes=20_000)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").state_dict()
+    assert again.keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        np.testing.assert_array_equal(again[name].numpy(), weight.numpy(), err_msg=name)
 
 
 def test_llama_in_process(tmp_path):
