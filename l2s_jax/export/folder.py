@@ -70,7 +70,9 @@ class Parts:
             others = [entry for entry in came.get("sequence_bias") or () if entry not in ours]
             new["sequence_bias"] = others + ours
             new["l2s"] = dataclasses.asdict(self.triggers)
-        return {**came, **new}
+        # transformers leaves fields out that it does not know where it reads this one.
+        left_out = ("_from_model_config",) if new else ()
+        return {name: value for name, value in came.items() if name not in left_out} | new
 
 
 def named_stops(generation: Mapping[str, Any]) -> set[int]:

@@ -1,6 +1,7 @@
 """config.json and generation_config.json: the origin's, and what was added."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -37,6 +38,19 @@ def test_triggers_add_their_bias_and_nothing_else():
     # Exported once more, it is the same.
     again = dataclasses.replace(parts, origin=dataclasses.replace(parts.origin, generation=got))
     assert again.generation() == got
+
+
+def test_transformers_keeps_our_fields(tmp_path):
+    """A config that transformers made of a model's own would be read without them."""
+    from transformers import GenerationConfig
+
+    made = CAME | {"_from_model_config": True}
+    assert parts_of(generation=made, triggers=None).generation() == made
+    got = parts_of(generation=made).generation()
+    (tmp_path / "generation_config.json").write_text(json.dumps(got))
+    read = GenerationConfig.from_pretrained(tmp_path)
+    assert read.l2s == json.loads(json.dumps(got["l2s"]))
+    assert read.sequence_bias == got["sequence_bias"] and read.temperature == 0.7
 
 
 def test_biases_of_others_stay():
