@@ -1,7 +1,8 @@
-"""The model card: what the model is, what was measured, and what each engine does with routing.
+"""The model card: what the model is and what was measured.
 
 Lives here: the text, as a function of facts. Not here: the facts' origin (`export/hf.py` passes
-them), the numbers' computation (`evaluation/stats.py`).
+them), the numbers' computation (`evaluation/stats.py`), what each engine does with routing
+(`export/engines.py`).
 """
 
 import dataclasses
@@ -13,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import l2s_jax
+from l2s_jax.export.engines import routing_section
 from l2s_jax.export.folder import Parts
 from l2s_jax.model.hf.origin import Origin
-from l2s_jax.tokens.triggers import Triggers
 
 TAGS = ("autol2s", "l2s_jax")
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -38,36 +39,6 @@ print(tokenizer.decode(answer[0]))
 `PreTrainedTokenizerFast` reads `tokenizer.json` as it is. `AutoTokenizer` (transformers 5) puts
 Qwen2's own rules in the place of the file's for every qwen2 model: harmless where the tokenizer is
 Qwen2's, wrong ids without a warning where it is another.
-"""
-
-ROUTING = """## Routing
-
-The model opens its answer with a trigger. After `<LONG>` it reasons at length; after `<EASY>` the
-sampler has to append the short trigger{ids}, and the model answers tersely. To choose the path
-yourself, put the trigger behind the prompt: {long} for the long one, {easy} and then {short} for
-the short one.
-
-What each engine does with `<EASY>`:
-
-- transformers, `model.generate`: `generation_config.json` carries `sequence_bias`, which forces the
-  short trigger after `<EASY>`. No code of ours, no trust flag. It acts wherever the model writes
-  `<EASY>`, not at the start of the answer alone.
-- transformers, continuous batching (`generate_batch`): **`sequence_bias` fails there** and requests
-  come back empty. Take it off (`model.generation_config.sequence_bias = None`) and use the
-  two-call recipe.
-- vLLM, SGLang, llama.cpp: they do not read `sequence_bias`. What follows `<EASY>` is what the model
-  has learned, and nothing is forced. Use the two-call recipe where the short path must be certain.
-
-Two-call recipe, for any engine: generate with `<EASY>` as a stop string that is kept in the output
-(vLLM: `stop=["<EASY>"], include_stop_str_in_output=True, skip_special_tokens=False`); if the text
-ends with it, send prompt + `<EASY>` + short trigger again and let it run to its end. The prefix
-cache makes the second call cheap.
-"""
-
-PLAIN = """
-The triggers are ordinary text here, several tokens each. A model may close `<EASY>` with a piece
-that also holds the character after it; `sequence_bias` then does not see it, and the two-call
-recipe, which looks at text, does.
 """
 
 
@@ -94,7 +65,8 @@ def model_card(
         sections.append(USE.format(name=name))
     sections.append(_sampling(parts))
     if parts.triggers is not None:
-        sections.append(_routing(parts.triggers))
+        summary = None if measured is None else measured.summary
+        sections.append(routing_section(parts.triggers, summary))
     else:
         sections.append("It has no trigger vocabulary: it answers as its base model does.\n")
     sections += [_results(measured, parts.dtype, weights_dtype), _versions()]
@@ -143,13 +115,6 @@ def _sampling(parts: Parts) -> str:
         f"The sampling defaults in `generation_config.json` ({', '.join(kept)}) are those that the"
         " model came with. They were not chosen for this one.\n"
     )
-
-
-def _routing(triggers: Triggers) -> str:
-    ids = f" (ids {list(triggers.short)} after {list(triggers.easy)})"
-    newline = "" if triggers.spelling == "added" else "\\n"
-    words = {word: f"`<{word.upper()}>{newline}`" for word in ("easy", "long", "short")}
-    return ROUTING.format(ids=ids, **words) + (PLAIN if triggers.spelling == "plain" else "")
 
 
 def _results(measured: Measured | None, dtype: str, weights_dtype: str | None) -> str:
