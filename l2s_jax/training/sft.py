@@ -148,10 +148,11 @@ def loss_of(cfg: ModelConfig):
 
 def starting_policy(cfg: SftRun) -> Policy:
     """The policy before training, without triggers if it starts anew."""
-    if not isinstance(cfg.model, ModelConfig):
-        return load_policy(cfg.model)
-    assert cfg.tokenizer is not None
     mesh = make_mesh(cfg.mesh)
+    if not isinstance(cfg.model, ModelConfig):
+        # On the run's own mesh: it need not fit on one device, and a frozen base lies there once.
+        return load_policy(cfg.model, mesh=mesh)
+    assert cfg.tokenizer is not None
     params = fresh_params(cfg.model, jax.random.key(cfg.seed), mesh)
     tokenizer = load_tokenizer(cfg.tokenizer)
     return Policy(model=cfg.model, params=params, tokenizer=tokenizer, triggers=None)

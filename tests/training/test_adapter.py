@@ -16,7 +16,7 @@ from l2s_jax.training.adapter import LORA_FILE, add_adapter, base_digest, token_
 from l2s_jax.training.checkpoint import saved_params
 from l2s_jax.training.optim import OptimConfig, make_optimizer
 from l2s_jax.training.policy import load_adapted, load_policy, save_policy
-from l2s_jax.training.sft import CuratedItems, loss_of, run
+from l2s_jax.training.sft import CuratedItems, loss_of, run, starting_policy
 from l2s_jax.training.state import begin_state, state_shardings
 from l2s_jax.training.step import compile_step, place_batch
 from tests.training.test_sft import sft_run
@@ -155,6 +155,16 @@ def test_it_loads_onto_a_mesh_and_in_another_type(finished):
         ),
         policy.params,
         want,
+    )
+
+
+def test_a_run_on_a_mesh_holds_its_base_in_parts(tmp_path):
+    cfg = sft_run(tmp_path, lora=LORA, num_steps=1, mesh=MESHES["all axes"])
+    kernel = starting_policy(cfg).params["layers"]["mlp"]["up_proj"]["kernel"]
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
+    run(cfg, tmp_path / "run")
+    assert_trees_equal(
+        load_adapted(tmp_path / "run")[1].params["layers"], untaught_policy().params["layers"]
     )
 
 
