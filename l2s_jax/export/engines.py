@@ -37,10 +37,10 @@ engine's documentation, and was not run:
 
 {learned}
 
-Two-call recipe, for any engine that serves completions: generate with `<EASY>` as a stop string; if
-the text stopped there, send prompt + `<EASY>` + short trigger again and let it run to its end. The
-prefix cache makes the second call cheap. On vLLM also send `skip_special_tokens=False` and
-`include_stop_str_in_output=True`. The code is in `docs/serving.md` of l2s_jax.
+Two-call recipe, for any engine that serves completions: ask for the opening alone ({opening}); if
+it begins with `<EASY>`, send prompt + {easy} + {short} and let it run to its end, else ask for the
+whole answer. The prefix cache makes the second call cheap. The code is in `docs/serving.md` of
+l2s_jax.
 """
 
 PLAIN = """
@@ -65,8 +65,13 @@ def routing_section(triggers: Triggers, summary: Mapping[str, Any] | None) -> st
     newline = "" if triggers.spelling == "added" else "\\n"
     words = {word: f"`<{word.upper()}>{newline}`" for word in ("easy", "long", "short")}
     learned = list(learned_lines(summary)) if summary is not None else []
+    opening = "one token" if triggers.spelling == "added" else "eight tokens are enough"
     text = ROUTING.format(
-        ids=ids, version=TRIED_WITH, learned="\n".join(learned) or UNMEASURED, **words
+        opening=opening,
+        ids=ids,
+        version=TRIED_WITH,
+        learned="\n".join(learned) or UNMEASURED,
+        **words,
     )
     return text + (PLAIN if triggers.spelling == "plain" else "")
 
