@@ -96,16 +96,26 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from l2s_jax.export.import_hf import import_hf
+    if args.adapter is not None:
+        from l2s_jax.export.peft import import_adapter
 
-    import_hf(args.hf, args.out, allow_non_finite=args.allow_non_finite)
+        import_adapter(args.hf, args.adapter, args.out, allow_non_finite=args.allow_non_finite)
+    else:
+        from l2s_jax.export.import_hf import import_hf
+
+        import_hf(args.hf, args.out, allow_non_finite=args.allow_non_finite)
     _say(args, f"done: {args.out}")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from l2s_jax.export.hf import export_checkpoint
+    if args.adapter:
+        from l2s_jax.export.peft import export_adapter
 
-    export_checkpoint(args.checkpoint, args.out, push=args.push)
+        export_adapter(args.checkpoint, args.out, push=args.push)
+    else:
+        from l2s_jax.export.hf import export_checkpoint
+
+        export_checkpoint(args.checkpoint, args.out, push=args.push)
     _say(args, f"done: {args.out}")
 
 
@@ -114,6 +124,8 @@ def _list_export(args: argparse.Namespace) -> None:
     from l2s_jax.export.hf import list_export
     from l2s_jax.export.hub import address
 
+    if args.adapter:
+        raise ValueError("--dry-run lists whole models only. Leave --dry-run or --adapter out.")
     sizes = list_export(args.checkpoint, args.out, push=args.push)
     hub = None if args.push is None else address(args.push)
     with json_lines(None) as write:
@@ -217,6 +229,8 @@ def _add_files(verbs) -> None:
     add("--hf", type=path, required=True, help="folder with config.json and safetensors")
     add("--out", type=path, required=True, help="the checkpoint's folder")
 
+    text = "folder of an adapter in peft's format, to be merged into it"
+    add("--adapter", type=path, metavar="DIR", help=text)
     text = "whatever values the weights have; NaN and infinities are refused otherwise"
     add("--allow-non-finite", action="store_true", help=f"take {text}")
 
@@ -224,6 +238,8 @@ def _add_files(verbs) -> None:
     add("--checkpoint", type=path, required=True, help="checkpoint, or workdir of a run")
     add("--out", type=path, required=True, help="the Hugging Face folder")
     add("--push", metavar="REPO", help="Hub repository (owner/name) to upload it to")
+    text = "the adapter alone, for peft, of a run that trained one"
+    add("--adapter", action="store_true", help=f"write {text}")
     text = "list the files and their sizes as JSON lines; write and send nothing"
     add("--dry-run", dest="act", action="store_const", const=_list_export, help=text)
 
