@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 
 from l2s_jax.evaluation.summary import read_summary
-from l2s_jax.export.adapter import merging
 from l2s_jax.export.card import Measured, model_card
 from l2s_jax.export.folder import Parts, write_small_files
 from l2s_jax.export.hub import check_repository, push_folder
@@ -120,7 +119,7 @@ def prepare(
     if (workdir / MODEL_FILE).exists() and not (workdir / LORA_FILE).exists():
         policy = without_weights(workdir)
         leaves = CheckpointLeaves(workdir)
-        fetch = merging(leaves.fetch, leaves.shapes)
+        fetch = leaves.fetch
         weights_dtype = str(leaves.shapes["embed.embedding"].dtype)
     else:  # a Hugging Face folder, a shipped name, or an adapter whose base lies elsewhere
         policy = load_policy(workdir, dtype=None)
