@@ -40,7 +40,9 @@ class Parts:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        return self.tokenizer.stop_ids if self.tokenizer is not None else ()
+        if self.tokenizer is not None:
+            return self.tokenizer.stop_ids
+        return () if self.origin is None else self.origin.stop_ids
 
     @property
     def pad_id(self) -> int | None:
