@@ -85,7 +85,7 @@ def test_rounding_is_told():
 
 def test_whose_sampling_defaults():
     assert "temperature 0.7, top_p 0.8" in card_of() and "the model came with" in card_of()
-    assert "sampling defaults" not in card_of(parts_of(origin=None))
+    assert "The sampling defaults in" not in card_of(parts_of(origin=None))
 
 
 def test_front_matter_is_yaml_that_says_what_we_know():
