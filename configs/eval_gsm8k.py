@@ -10,7 +10,7 @@ Hardware, time and result: not measured.
 
 from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.evaluation.benchmark import EvalRun
-from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.sampling.requests import SamplingConfig
 
 
 def get_config() -> EvalRun:

@@ -11,7 +11,7 @@ from a tiny random model.
 
 from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.objectives.presets import V2
-from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.optim import OptimConfig
 

@@ -23,7 +23,7 @@ Metrics = dict[str, Any]  # name → scalar array or float
 Route = Literal["long", "short", "none"]
 """The path a rollout took; "none" where it opened with no trigger."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "non_finite"]  # the last: the logits were no numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,8 @@ class Rollout:
     route: Route
     p_easy: float | None  # probability of EASY against LONG where the row decided between them
     finish_reason: FinishReason
+    kept_logp: np.ndarray | None = None  # [T] float32, nats, after truncation and shaping
+    entropy: np.ndarray | None = None  # [T] float32, nats, of the policy before each token
 
     @property
     def num_tokens(self) -> int:

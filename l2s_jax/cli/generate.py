@@ -16,14 +16,16 @@ from tqdm import tqdm
 
 from l2s_jax.cli.output import json_lines
 from l2s_jax.data.sources import PromptSpec, read_prompts
-from l2s_jax.sampling.controllers import Mode, RoutingConfig
-from l2s_jax.sampling.engine import Engine, Request, SamplingConfig
+from l2s_jax.sampling.controllers.routing import Mode, RoutingConfig
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import Request, SamplingConfig
 from l2s_jax.tokens.tokenizer import Tokenizer
 from l2s_jax.tokens.triggers import refuse_triggers
 from l2s_jax.training.policy import load_policy
 from l2s_jax.types import Rollout
 
 MAX_ROWS = 64  # answers that are written side by side; bounds the memory of their caches
+QUEUE = 4  # times as many are asked for at once, so that a row that ends is followed by another
 
 
 def generate(
@@ -91,7 +93,7 @@ def _answer(
 ) -> Iterator[tuple[str, list[Rollout]]]:
     """(id, rollouts) of each request, the longest first: what does not fit is told at once."""
     by_length = sorted(requests, key=lambda request: -len(request.prompt_ids))
-    size = engine.cfg.max_rows // engine.cfg.num_samples
+    size = QUEUE * engine.cfg.max_rows // engine.cfg.num_samples
     with tqdm(total=len(requests), unit="prompt") as bar:
         for start in range(0, len(by_length), size):
             batch = by_length[start : start + size]

@@ -13,6 +13,7 @@ import argparse
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from l2s_jax import __version__
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(args: argparse.Namespace) -> int:
     """Does `args.act(args)`: 0, or what the kind of its failure calls for."""
     try:
-        args.act(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _say(args, f"warning: {message}")
+            args.act(args)
     except USER_MISTAKES as error:
         if os.environ.get("L2S_TRACEBACK"):
             raise

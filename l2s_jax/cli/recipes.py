@@ -10,7 +10,7 @@ from l2s_jax.curation.reject import CurateRun
 from l2s_jax.data.arithmetic import ArithmeticProblems, ArithmeticTeachers
 from l2s_jax.evaluation.benchmark import EvalRun
 from l2s_jax.objectives.presets import V2, Plus
-from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.tokens.layouts import Layout, LayoutConfig
 from l2s_jax.tokens.triggers import TriggerStarts
 from l2s_jax.training.grpo import GrpoRun

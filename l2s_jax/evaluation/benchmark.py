@@ -20,9 +20,10 @@ from l2s_jax.data.store import replace_file
 from l2s_jax.evaluation.forced import p_short_after_easy
 from l2s_jax.evaluation.records import Answer
 from l2s_jax.evaluation.summary import build_summary
-from l2s_jax.sampling.controllers import MODES, Mode
-from l2s_jax.sampling.engine import Engine, SamplingConfig, ask
+from l2s_jax.sampling.controllers.routing import MODES, Mode
+from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
+from l2s_jax.sampling.requests import SamplingConfig, ask
 from l2s_jax.training.policy import load_policy
 from l2s_jax.training.rollouts import judge, prediction_of, untaught_prediction
 from l2s_jax.types import Problem

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from l2s_jax.evaluation.records import Answer
-from l2s_jax.sampling.controllers import Mode
-from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.sampling.controllers.routing import Mode
+from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.tokens.triggers import EASY, SHORT
 from l2s_jax.types import Rollout
 

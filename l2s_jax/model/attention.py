@@ -3,14 +3,16 @@
 Lives here: who sees whom (`visible`), the attention arithmetic, the linen module. Not here:
 the cache record (`model/cache.py`), rotary angles (`model/layers.py`).
 
-Letters beyond `types.py`: R query heads per key-value head (H = K * R).
+Letters beyond `types.py`: R query heads per key-value head (H = K * R); Q queries of a key-value
+head (R * T); C rows behind one prompt.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from l2s_jax.model.cache import LayerCache
+from l2s_jax.model.cache import BLOCK, Cache, Shared, Stored
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.layers import Linear, RMSNorm, rotate
 
@@ -66,36 +68,101 @@ def attend(
     return mix(nn.softmax(scores(q_BTHE, k_BTKE, mask_BTT), axis=-1), v_BTKE)
 
 
-def attend_cached(
-    q_BTHE: Float[Array, "B 1 H E"],
-    k_BTKE: Float[Array, "B 1 K E"],
-    v_BTKE: Float[Array, "B 1 K E"],
-    cache: LayerCache,
-) -> Float[Array, "B 1 H E"]:
-    """Attention of one new token per row over its prompt, its own earlier tokens and itself.
+Partial = tuple[Float[Array, "B K Q"], Float[Array, "B K Q"], Float[Array, "B K Q E"]]
+"""A softmax in the making: the largest score, the sum of exp(score - largest), and the values
+weighted with those. Two of them merge into the one over both sets of keys, exactly."""
 
-    The prompt's keys are held once for all G rows of a prompt: the rows of a group become the
-    query axis of one attention over [N, P]. One softmax runs over all three parts.
-    """
-    batch, _, num_heads, size = q_BTHE.shape
-    num_prompts = cache.prompt_k.shape[0]
-    group = batch // num_prompts
-    prompt_mask = jnp.broadcast_to(
-        cache.prompt_mask[:, None, :], (num_prompts, group, cache.prompt_k.shape[1])
+
+def merge(one: Partial, other: Partial) -> Partial:
+    """The partial softmax over the keys of both."""
+    most = jnp.maximum(one[0], other[0])
+    scale_one, scale_other = jnp.exp(one[0] - most), jnp.exp(other[0] - most)
+    total = one[1] * scale_one + other[1] * scale_other
+    mixed = one[2] * scale_one[..., None] + other[2] * scale_other[..., None]
+    return most, total, mixed
+
+
+def partial_softmax(
+    scores_BKQS: Float[Array, "B K Q S"], v_BKSE: Float[Array, "B K S E"]
+) -> Partial:
+    """The softmax over some keys, not yet divided."""
+    most = jnp.max(scores_BKQS, axis=-1)
+    weights = jnp.exp(scores_BKQS - most[..., None])
+    mixed = jnp.einsum(
+        "BKQS,BKSE->BKQE",
+        weights.astype(v_BKSE.dtype),
+        v_BKSE,
+        preferred_element_type=jnp.float32,
     )
-    q_NGHE = q_BTHE.reshape(num_prompts, group, num_heads, size)
-    of_prompt = scores(q_NGHE, cache.prompt_k, prompt_mask)  # [N, K, R, G, P]
-    num_kv, shared = of_prompt.shape[1:3]
-    by_row = jnp.moveaxis(of_prompt, 3, 1).reshape(batch, num_kv, shared, 1, -1)
-    of_tail = scores(q_BTHE, cache.tail_k, cache.tail_mask[:, None, :])
-    of_self = scores(q_BTHE, k_BTKE, jnp.ones((batch, 1, 1), bool))
-    probs = nn.softmax(jnp.concatenate([by_row, of_tail, of_self], axis=-1), axis=-1)
-    cut = of_prompt.shape[-1]
-    to_prompt, to_tail, to_self = jnp.split(probs, [cut, cut + of_tail.shape[-1]], axis=-1)
-    to_prompt = to_prompt.reshape(num_prompts, group, num_kv, shared, cut)
-    from_prompt = mix(jnp.moveaxis(to_prompt, 1, 3), cache.prompt_v)
-    from_prompt = from_prompt.reshape(batch, 1, num_heads, size)
-    return from_prompt + mix(to_tail, cache.tail_v) + mix(to_self, v_BTKE)
+    return most, jnp.sum(weights, axis=-1), mixed
+
+
+def over_stored(
+    q_BKQE: Float[Array, "B K Q E"], stored: Stored, layer: Int[Array, ""], begin: Partial
+) -> Partial:
+    """`begin` merged with one layer's stored keys, block by block up to the longest row.
+
+    What is allocated beyond the longest row costs nothing.
+    """
+    _, batch, num_kv, capacity, size = stored.k.shape
+    width = min(BLOCK, capacity)
+
+    def block(index, partial):
+        at, part = (layer, 0, 0, index * width, 0), (1, batch, num_kv, width, size)
+        k_BKSE = jax.lax.dynamic_slice(stored.k, at, part)[0]
+        v_BKSE = jax.lax.dynamic_slice(stored.v, at, part)[0]
+        dots = jnp.einsum("BKQE,BKSE->BKQS", q_BKQE, k_BKSE, preferred_element_type=jnp.float32)
+        filled_BS = (index * width + jnp.arange(width))[None] < stored.lengths[:, None]
+        dots = jnp.where(filled_BS[:, None, None], dots * size**-0.5, HIDDEN)
+        return merge(partial, partial_softmax(dots, v_BKSE))
+
+    num_blocks = (jnp.max(stored.lengths, initial=0) + width - 1) // width
+    return jax.lax.fori_loop(0, num_blocks, block, begin)
+
+
+def over_shared(q_BKQE: Float[Array, "B K Q E"], shared: Shared, layer: Int[Array, ""]) -> Partial:
+    """Each row's partial softmax over its beginning, which is read once for all its rows.
+
+    The queries of the rows behind a beginning become one query axis of attention over [N, P].
+    """
+    num_prompts, places = shared.row_at.shape
+    _, num_kv, queries, size = q_BKQE.shape
+    q_NCKQE = jnp.take(q_BKQE, shared.row_at, axis=0, mode="fill", fill_value=0)
+    q_NKXE = jnp.moveaxis(q_NCKQE, 2, 1).reshape(num_prompts, num_kv, places * queries, size)
+    nothing = jnp.zeros(q_NKXE.shape[:-1], jnp.float32)
+    begin = (nothing + HIDDEN, nothing, jnp.zeros(q_NKXE.shape, jnp.float32))
+    by_prompt = over_stored(q_NKXE, shared.stored, layer, begin)
+
+    def by_row(x: Array) -> Array:
+        x = x.reshape(num_prompts, num_kv, places, queries, *x.shape[3:])
+        x = jnp.moveaxis(x, 2, 1).reshape(num_prompts * places, num_kv, queries, *x.shape[4:])
+        return jnp.take(x, shared.seat, axis=0, mode="clip")
+
+    return by_row(by_prompt[0]), by_row(by_prompt[1]), by_row(by_prompt[2])
+
+
+def attend_cached(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BTKE: Float[Array, "B T K E"],
+    v_BTKE: Float[Array, "B T K E"],
+    mask_BTT: Bool[Array, "B T T"],
+    cache: Cache,
+    layer: Int[Array, ""],
+) -> Float[Array, "B T H E"]:
+    """Attention over the tokens of the same pass, the row's tail and beginning: one softmax."""
+    batch, queries, num_heads, size = q_BTHE.shape
+    num_kv = k_BTKE.shape[2]
+    own = scores(q_BTHE, k_BTKE, mask_BTT).reshape(batch, num_kv, -1, queries)
+    partial = partial_softmax(own, jnp.swapaxes(v_BTKE, 1, 2))
+    q_BTKRE = q_BTHE.reshape(batch, queries, num_kv, num_heads // num_kv, size)
+    q_BKQE = jnp.moveaxis(q_BTKRE, 1, 3).reshape(batch, num_kv, -1, size)
+    partial = over_stored(q_BKQE, cache.tail, layer, partial)
+    for shared in cache.shared:
+        partial = merge(partial, over_shared(q_BKQE, shared, layer))
+    _, total, mixed = partial
+    out_BKRTE = (mixed / total[..., None]).reshape(batch, num_kv, -1, queries, size)
+    out_BTHE = jnp.moveaxis(out_BKRTE, 3, 1).reshape(batch, queries, num_heads, size)
+    return out_BTHE.astype(v_BTKE.dtype)
 
 
 class Attention(nn.Module):
@@ -108,8 +175,9 @@ class Attention(nn.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         angles: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
-        mask_BTT: Bool[Array, "B T T"] | None,
-        cache: LayerCache | None,
+        mask_BTT: Bool[Array, "B T T"],
+        cache: Cache | None,
+        layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T K E"], Float[Array, "B T K E"]]]:
         cfg = self.cfg
         batch, queries, _ = x_BTD.shape
@@ -130,9 +198,8 @@ class Attention(nn.Module):
         k_BTKE = place(project("k_proj", cfg.num_kv_heads, "kv_heads"), "k_norm")
         v_BTKE = project("v_proj", cfg.num_kv_heads, "kv_heads")
         if cache is None:
-            assert mask_BTT is not None, "a pass without cache needs its mask"
             out_BTHE = attend(q_BTHE, k_BTKE, v_BTKE, mask_BTT)
         else:
-            out_BTHE = attend_cached(q_BTHE, k_BTKE, v_BTKE, cache)
+            out_BTHE = attend_cached(q_BTHE, k_BTKE, v_BTKE, mask_BTT, cache, layer)
         back = linear("o_proj", cfg.width, ("heads", "width"), cfg.o_bias)
         return back(out_BTHE.reshape(batch, queries, -1)), (k_BTKE, v_BTKE)

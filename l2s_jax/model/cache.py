@@ -1,82 +1,100 @@
 """Keys and values of tokens already read. How much is filled is kept here and only here.
 
-Lives here: the records and the two ways to fill them. Not here: attention over them
+Lives here: the records and the ways to fill them. Not here: attention over them
 (`model/attention.py`), when to grow a row (`sampling/loop.py`).
 
-The prompt part is held once per prompt [N, P], the tail once per row [B, S], B = N * G with the
-rows of one prompt side by side: a group of samples never copies its prompt.
+A row's own tokens are its tail [B, S]. A prompt that several rows continue is held once [N, P]; a
+seat n * C + c is place c behind prompt n, and a row that works on it reads that prompt. Rows take
+seats in any order, so that a row which ends makes room for any other.
+
+Heads stand before positions, so that what attention reads at once lies side by side.
 """
 
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+BLOCK = 128  # positions that attention reads at once; rooms are whole multiples of it
+
 
 @struct.dataclass
-class LayerCache:
-    """One layer's view: `Cache` without its leading layer axis."""
+class Stored:
+    """Keys and values of `lengths` tokens each, for all layers."""
 
-    prompt_k: Any  # [N, P, K, E]
-    prompt_v: Any  # [N, P, K, E]
-    prompt_mask: Any  # [N, P] bool, True on real prompt tokens
-    tail_k: Any  # [B, S, K, E]
-    tail_v: Any  # [B, S, K, E]
-    tail_mask: Any  # [B, S] bool, True on filled places
+    k: Any  # [L, B, K, S, E]
+    v: Any  # [L, B, K, S, E]
+    lengths: Any  # [B] int32
+
+
+@struct.dataclass
+class Shared:
+    """Beginnings that several rows continue, each held once."""
+
+    stored: Stored  # [L, N, K, P, E]
+    row_at: Any  # [N, C] int32, the row on each seat; B on a free one
+    seat: Any  # [B] int32, each row's seat; N * C for an idle row
+
+    @property
+    def places(self) -> int:
+        """Seats behind each beginning."""
+        return self.row_at.shape[1]
 
 
 @struct.dataclass
 class Cache:
-    """All layers' keys and values of one sampling batch."""
+    """What the rows of one pass can see beside their own tokens of that pass."""
 
-    prompt_k: Any  # [L, N, P, K, E]
-    prompt_v: Any  # [L, N, P, K, E]
-    prompt_mask: Any  # [N, P] bool
-    tail_k: Any  # [L, B, S, K, E]
-    tail_v: Any  # [L, B, S, K, E]
-    lengths: Any  # [B] int32, filled places of the tail
-
-    @property
-    def tail_mask(self) -> Bool[Array, "B S"]:
-        return jnp.arange(self.tail_k.shape[2])[None, :] < self.lengths[:, None]
+    tail: Stored
+    shared: tuple[Shared, ...] = ()  # what stands before the tail; none where that is all
 
 
-def begin(
-    prompt_k: Float[Array, "L N P K E"],
-    prompt_v: Float[Array, "L N P K E"],
-    prompt_mask_NP: Bool[Array, "N P"],
-    *,
-    group: int,
-    tail: int,
-) -> Cache:
-    """A cache that holds the prompts and room for `tail` tokens of each of N * `group` rows."""
-    layers, num_prompts, _, num_kv, size = prompt_k.shape
-    room = jnp.zeros((layers, num_prompts * group, tail, num_kv, size), prompt_k.dtype)
-    lengths_B = jnp.zeros(num_prompts * group, jnp.int32)
-    return Cache(prompt_k, prompt_v, prompt_mask_NP, room, room, lengths_B)
+def room(num_tokens: int) -> int:
+    """Positions to hold `num_tokens`: whole blocks, or a power of two below one."""
+    if num_tokens >= BLOCK:
+        return -(-num_tokens // BLOCK) * BLOCK
+    return max(16, 1 << (num_tokens - 1).bit_length())
+
+
+def empty(shape: tuple[int, int, int, int, int], dtype: Any) -> Stored:
+    """Room for [L, B, K, S, E] with nothing in it."""
+    return Stored(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[1], jnp.int32))
 
 
 def append(
-    cache: Cache,
+    tail: Stored,
     k: Float[Array, "L B 1 K E"],
     v: Float[Array, "L B 1 K E"],
     active_B: Bool[Array, " B"],
-) -> Cache:
-    """`cache` with one more token on each active row.
+) -> Stored:
+    """`tail` with one more token on each active row.
 
     Inactive rows are written too, past their filled part, where nobody looks: a write that
     depends on the row would cost more than it saves.
     """
-    rows_B = jnp.arange(cache.lengths.shape[0])
-    tail_k = cache.tail_k.at[:, rows_B, cache.lengths].set(k[:, :, 0], mode="drop")
-    tail_v = cache.tail_v.at[:, rows_B, cache.lengths].set(v[:, :, 0], mode="drop")
-    return dataclasses.replace(
-        cache, tail_k=tail_k, tail_v=tail_v, lengths=cache.lengths + active_B.astype(jnp.int32)
+    rows_B = jnp.arange(tail.lengths.shape[0])
+    return Stored(
+        tail.k.at[:, rows_B, :, tail.lengths].set(jnp.moveaxis(k[:, :, 0], 0, 1), mode="drop"),
+        tail.v.at[:, rows_B, :, tail.lengths].set(jnp.moveaxis(v[:, :, 0], 0, 1), mode="drop"),
+        tail.lengths + active_B.astype(jnp.int32),
     )
 
 
-def rewind(cache: Cache, tokens_B: Int[Array, " B"]) -> Cache:
-    """`cache` without the last `tokens_B` tokens of each row; they will be overwritten."""
-    return dataclasses.replace(cache, lengths=cache.lengths - tokens_B)
+def extend(
+    tail: Stored, k: Float[Array, "L B T K E"], v: Float[Array, "L B T K E"], place: Int[Array, ""]
+) -> Stored:
+    """`tail` with the same T places from `place` on written for every row; lengths stay."""
+    begin = (0, 0, 0, place, 0)
+    return dataclasses.replace(
+        tail,
+        k=jax.lax.dynamic_update_slice(tail.k, jnp.swapaxes(k, 2, 3), begin),
+        v=jax.lax.dynamic_update_slice(tail.v, jnp.swapaxes(v, 2, 3), begin),
+    )
+
+
+def rewind(tail: Stored, tokens_B: Int[Array, " B"]) -> Stored:
+    """`tail` without the last `tokens_B` tokens of each row; they will be overwritten."""
+    return dataclasses.replace(tail, lengths=tail.lengths - tokens_B)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from l2s_jax.model.attention import Attention
-from l2s_jax.model.cache import Cache, LayerCache
+from l2s_jax.model.cache import Cache
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.layers import INIT, RMSNorm, SwiGLU, rotary_angles
 
@@ -45,13 +45,11 @@ class Block(nn.Module):
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, angles, mask_BTT, prompt_mask, tail_mask, stored):
-        cache = None
-        if stored is not None:
-            prompt_k, prompt_v, tail_k, tail_v = stored
-            cache = LayerCache(prompt_k, prompt_v, prompt_mask, tail_k, tail_v, tail_mask)
+    def __call__(self, x_BTD, angles, mask_BTT, cache, layer):
         normed_BTD = RMSNorm(self.cfg.rms_eps, name="input_norm")(x_BTD)
-        mixed_BTD, kv = Attention(self.cfg, name="attention")(normed_BTD, angles, mask_BTT, cache)
+        mixed_BTD, kv = Attention(self.cfg, name="attention")(
+            normed_BTD, angles, mask_BTT, cache, layer
+        )
         x_BTD = x_BTD + mixed_BTD
         normed_BTD = RMSNorm(self.cfg.rms_eps, name="post_norm")(x_BTD)
         return x_BTD + SwiGLU(self.cfg, name="mlp")(normed_BTD), kv
@@ -60,8 +58,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Tokens to hidden states, and each layer's new keys and values.
 
-    Without a cache the pass needs `mask_BTT`; with one, T is 1 and the token sees its prompt and
-    its row's tail.
+    `mask_BTT` says who sees whom in the pass; with a cache, every token also sees its row's tail
+    and prompt.
     """
 
     cfg: ModelConfig
@@ -71,7 +69,7 @@ class Decoder(nn.Module):
         self,
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
-        mask_BTT: Bool[Array, "B T T"] | None = None,
+        mask_BTT: Bool[Array, "B T T"],
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         cfg = self.cfg
@@ -85,12 +83,9 @@ class Decoder(nn.Module):
             x_BTD = replace_rows(x_BTD, tokens_BT, ids_R, rows_RD)
         x_BTD = x_BTD.astype(cfg.compute_dtype)
         angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-        stored = masks = None
-        if cache is not None:
-            stored = (cache.prompt_k, cache.prompt_v, cache.tail_k, cache.tail_v)
-            masks = (cache.prompt_mask, cache.tail_mask)
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
-        shared_axes: Any = (nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0)
+        # The cache is read by layer number: to scan over it would copy each layer's part.
+        shared_axes: Any = (nn.broadcast, nn.broadcast, nn.broadcast, 0)
         stack = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
@@ -99,8 +94,7 @@ class Decoder(nn.Module):
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, name="layers")
-        prompt_mask, tail_mask = masks or (None, None)
-        x_BTD, kv = stack(x_BTD, angles, mask_BTT, prompt_mask, tail_mask, stored)
+        x_BTD, kv = stack(x_BTD, angles, mask_BTT, cache, jnp.arange(cfg.num_layers))
         if not cfg.tied:
             # Declared here so that it is born with the rest; read by `head`.
             init = nn.with_logical_partitioning(INIT, ("width", "vocab"))
@@ -122,7 +116,7 @@ def forward(
     tokens_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     *,
-    mask_BTT: Bool[Array, "B T T"] | None = None,
+    mask_BTT: Bool[Array, "B T T"],
     cache: Cache | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """Hidden states after the final norm, and the new keys and values of every layer.

@@ -1,267 +1,435 @@
-"""The two compiled programs of the sampler: prefill, and one decode loop with routing inside.
+"""The compiled programs of the sampler: load (prefill), run (decode with routing), shrink.
 
-Lives here: the loop's state, its step, and `jit`. Not here: draws (`sampling/choose.py`),
-routing (`sampling/controllers.py`), batching of requests (`sampling/engine.py`).
+Lives here: the loop's step, and `jit`. Not here: draws (`sampling/choose.py`), routing
+(`sampling/controllers`), the records (`sampling/state.py`), which requests go where and when
+(`sampling/engine.py`).
 
-Everything that a request can ask for (temperature, top-p, budget, stop ids, mode, threshold,
-key) is a traced array: changing it compiles nothing. Static are the model, the group size and the
-buffer sizes.
+Everything that a request can ask for (temperature, truncation, budget, stop ids, mode, threshold,
+key) is a traced array: changing it compiles nothing. Static are the model and the sizes of the
+state.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from l2s_jax.model.attention import visible
-from l2s_jax.model.cache import Cache, append, begin, rewind
+from l2s_jax.model.cache import BLOCK, Cache, Stored, append, empty, extend, rewind
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import KeyValues, Params, forward, logits
-from l2s_jax.sampling.choose import FREE, choose, row_keys
-from l2s_jax.sampling.controllers import (
-    Router,
-    RouterState,
-    begin_routing,
-    probability_of_easy,
-    route_step,
-    router_specs,
-    routes,
+from l2s_jax.model.decoder import Params, forward, logits
+from l2s_jax.sampling.choose import FREE, Shape, distribution, pick, row_keys, score
+from l2s_jax.sampling.controllers.routing import Router, probability_of_easy, route_step, routes
+from l2s_jax.sampling.controllers.thought import (
+    Thoughts,
+    temper_end,
+    thought_step,
+    withhold_end,
 )
-from l2s_jax.sharding import BATCH
+from l2s_jax.sampling.state import (
+    DONE,
+    EMPTY,
+    PENDING,
+    ROWS,
+    WHOLE,
+    Jobs,
+    LoopState,
+    Results,
+    free_rows,
+    fresh_state,
+    jobs_of,
+    state_specs,
+    take_jobs,
+    where_rows,
+)
+
+# Rows are cut by hand over these axes; heads and vocabulary over the others, by the compiler.
+DATA_AXES = {"data", "fsdp"}
+CHUNK = 4 * BLOCK  # prompt tokens of one pass of the prefill
 
 
 @struct.dataclass
-class Rows:
-    """What each row asks for."""
+class Load:
+    """Prompts that enter a state. One that only fills the batch has place N and length 0."""
 
-    row_id: Any  # [B] uint32, names the row's draws
-    temperature: Any  # [B] float32, 0 is greedy
-    top_p: Any  # [B] float32
-    budget: Any  # [B] int32, most tokens to generate; 0 for a row that only fills the batch
-
-
-@struct.dataclass
-class LoopState:
-    """All that changes from one token to the next."""
-
-    cache: Cache
-    routing: RouterState
-    logits: Any  # [B, V] float32, of the next token
-    last: Any  # [B] int32, the token that entered last; FREE before the first
-    done: Any  # [B] bool
-    stopped: Any  # [B] bool, done because of a stop token
-    tokens: Any  # [B, T] int32
-    logp: Any  # [B, T] float32
-    free: Any  # [B, T] bool
+    prompts: Any  # [M, P] int32, right-padded
+    lengths: Any  # [M] int32
+    place: Any  # [M] int32, among the device's N
+    jobs: Jobs  # [M * C], what the samples of each ask for
+    ticket: Any  # [M * C] int32
 
 
 @struct.dataclass
-class Generated:
-    """Completions of a batch; columns past a row's length hold nothing."""
+class Steering:
+    """What may force, forbid or reshape; the settings of one call."""
 
-    tokens: Any  # [B, T] int32
-    logp: Any  # [B, T] float32, nats
-    free: Any  # [B, T] bool
-    lengths: Any  # [B] int32
-    stopped: Any  # [B] bool
-    route: Any  # [B] int32: 0 short, 1 long, 2 none
-    p_easy: Any  # [B] float32
-    num_steps: Any  # [devices] int32, passes of each device's decode loop
+    router: Router  # its mode and threshold come from each row's job
+    thoughts: Thoughts  # so do its bounds
+    banned: Any  # [V] bool
+    entropy: Any  # [] bool, True where it is wanted
+
+    def of_rows(self, jobs: Jobs) -> tuple[Router, Thoughts]:
+        """The controllers' settings for the rows at work."""
+        router = dataclasses.replace(self.router, mode=jobs.mode, threshold=jobs.threshold)
+        thoughts = dataclasses.replace(
+            self.thoughts,
+            max_tokens=jobs.max_thought,
+            num_waits=jobs.num_waits,
+            stop_tau=jobs.stop_tau,
+        )
+        return router, thoughts
+
+    def ban(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """Logits with nothing for banned ids."""
+        return jnp.where(self.banned[None], -jnp.inf, logits_BV)
 
 
-ROWS = BATCH  # rows and prompts are cut over the mesh's data axes, tables are everywhere
-WHOLE = PartitionSpec()
-BY_ROW = PartitionSpec(None, *BATCH)  # arrays whose second axis is rows, behind the layers
+@struct.dataclass
+class Until:
+    """When a run hands back to the host, apart from when nothing is left to do."""
+
+    done_prompts: Any  # [] int32: so many places hold finished prompts
+    rows: Any  # [] int32: nothing is pending, and so many rows or fewer are at work
+    steps: Any  # [] int32: so many passes are done
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "mesh"))
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "sizes"))
+def begin(cfg: ModelConfig, mesh: Mesh, sizes: tuple[tuple[str, Any], ...]) -> LoopState:
+    """The fresh state of every device."""
+    shapes = jax.eval_shape(lambda: fresh_state(cfg, **dict(sizes)))
+    inside: Any = jax.shard_map(
+        lambda: fresh_state(cfg, **dict(sizes)),
+        mesh=mesh,
+        in_specs=(),
+        out_specs=state_specs(shapes),
+        axis_names=DATA_AXES,
+        check_vma=False,
+    )
+    return inside()
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh"), donate_argnames="state")
+def load(cfg: ModelConfig, mesh: Mesh, params: Params, state: LoopState, new: Load) -> LoopState:
+    """`state` with prompts read, their keys in place and their jobs pending."""
+    inside: Any = jax.shard_map(
+        functools.partial(_load, cfg),
+        mesh=mesh,
+        in_specs=(WHOLE, state_specs(state), ROWS),
+        out_specs=state_specs(state),
+        axis_names=DATA_AXES,
+        check_vma=False,
+    )
+    return inside(params, state, new)
+
+
+def _load(cfg: ModelConfig, params: Params, state: LoopState, new: Load) -> LoopState:
+    stored, logits_MV = prefill(cfg, params, new.prompts, new.lengths)
+    num_places, group = state.prompts.row_at.shape
+    place_M = jnp.where(new.lengths > 0, new.place, num_places)
+    width = stored.k.shape[3]
+    before = state.prompts.stored
+    prompts = Stored(
+        before.k.at[:, place_M, :, :width].set(stored.k, mode="drop"),
+        before.v.at[:, place_M, :, :width].set(stored.v, mode="drop"),
+        before.lengths.at[place_M].set(new.lengths, mode="drop"),
+    )
+    seat_MC = place_M[:, None] * group + jnp.arange(group)[None]
+    seat = seat_MC.reshape(-1)
+
+    def put(values, these):
+        return values.at[seat].set(these, mode="drop")
+
+    filled = put(jnp.zeros(state.status.shape, bool), True)
+    results = dataclasses.replace(
+        state.results, finite=state.results.finite | filled, stopped=state.results.stopped & ~filled
+    )
+    return state.with_cache(
+        state.cache.tail,
+        dataclasses.replace(state.prompts, stored=prompts),
+        first_logits=state.first_logits.at[place_M].set(logits_MV, mode="drop"),
+        jobs=jax.tree.map(put, state.jobs, new.jobs),
+        results=results,
+        status=put(state.status, PENDING),
+        ticket=put(state.ticket, new.ticket),
+    )
+
+
 def prefill(
-    cfg: ModelConfig,
-    mesh: Mesh,
-    params: Params,
-    prompt_NP: Int[Array, "N P"],
-    lengths_N: Int[Array, " N"],
-) -> tuple[KeyValues, Float[Array, "N V"]]:
-    """Keys and values of right-padded prompts, and the logits after each one's last token."""
-    inside = jax.shard_map(
-        functools.partial(_prefill, cfg),
-        mesh=mesh,
-        in_specs=(WHOLE, ROWS, ROWS),
-        out_specs=((BY_ROW, BY_ROW), ROWS),
-        check_vma=False,
-    )
-    return inside(params, prompt_NP, lengths_N)
-
-
-def _prefill(
     cfg: ModelConfig, params: Params, prompt_NP: Int[Array, "N P"], lengths_N: Int[Array, " N"]
-) -> tuple[KeyValues, Float[Array, "N V"]]:
-    index_NP = jnp.broadcast_to(jnp.arange(prompt_NP.shape[1])[None], prompt_NP.shape)
-    real_NP = (index_NP < lengths_N[:, None]).astype(jnp.int32)
-    mask = visible(real_NP, jnp.zeros_like(real_NP))
-    hidden_NPD, kv = forward(cfg, params, prompt_NP, index_NP, mask_BTT=mask)
-    last_N1D = jnp.take_along_axis(hidden_NPD, (lengths_N - 1)[:, None, None], axis=1)
-    return kv, logits(params, last_N1D)[:, 0]
+) -> tuple[Stored, Float[Array, "N V"]]:
+    """Keys and values of right-padded prompts, and the logits after each one's last token.
+
+    Long prompts are read in chunks that see the ones before; chunks past the longest are skipped.
+    """
+    num_prompts, width = prompt_NP.shape
+    chunk = min(CHUNK, width)
+    shape = (cfg.num_layers, num_prompts, cfg.num_kv_heads, width, cfg.head_dim)
+    mask_TT = jnp.tril(jnp.ones((chunk, chunk), bool))
+    mask_NTT = jnp.broadcast_to(mask_TT, (num_prompts, chunk, chunk))
+
+    def read(index, carry):
+        stored, last_ND = carry
+        place = index * chunk
+        tokens_NT = jax.lax.dynamic_slice_in_dim(prompt_NP, place, chunk, axis=1)
+        at_NT = jnp.broadcast_to(place + jnp.arange(chunk)[None], tokens_NT.shape)
+        before = dataclasses.replace(stored, lengths=jnp.full(num_prompts, place, jnp.int32))
+        hidden_NTD, kv = forward(
+            cfg, params, tokens_NT, at_NT, mask_BTT=mask_NTT, cache=Cache(tail=before)
+        )
+        here_N = (lengths_N - 1) // chunk == index
+        final_N1D = jnp.take_along_axis(
+            hidden_NTD, ((lengths_N - 1) % chunk)[:, None, None], axis=1
+        )
+        last_ND = jnp.where(here_N[:, None], final_N1D[:, 0], last_ND)
+        return extend(stored, *kv, place), last_ND
+
+    nothing = (
+        empty(shape, cfg.compute_dtype),
+        jnp.zeros((num_prompts, cfg.width), cfg.compute_dtype),
+    )
+    num_chunks = (jnp.max(lengths_N) + chunk - 1) // chunk
+    stored, last_ND = jax.lax.fori_loop(0, num_chunks, read, nothing)
+    return dataclasses.replace(stored, lengths=lengths_N), logits(params, last_ND)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "group", "max_tokens"))
-def decode(
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh"), donate_argnames="state")
+def run(
     cfg: ModelConfig,
     mesh: Mesh,
     params: Params,
-    prompt_kv: KeyValues,
-    prompt_logits_NV: Float[Array, "N V"],
-    prompt_lengths_N: Int[Array, " N"],
-    rows: Rows,
-    router: Router,
-    stop_ids: Int[Array, " stops"],
+    state: LoopState,
+    steering: Steering,
+    until: Until,
     key: Key[Array, ""],
-    *,
-    group: int,
-    max_tokens: int,
-) -> Generated:
-    """Completions of `group` rows per prompt.
+) -> LoopState:
+    """`state` when its jobs are done, or `until` says so.
 
-    Each device runs the loop on its own rows and ends when they have; none waits for another.
-
-    Args:
-      stop_ids: ids that end a row; the stop is part of the completion. Fill up with -1.
+    Each device runs the loop on its own rows; none waits for another's token.
     """
-    inside = jax.shard_map(
-        functools.partial(_decode, cfg, group=group, max_tokens=max_tokens),
+    inside: Any = jax.shard_map(
+        functools.partial(_run, cfg),
         mesh=mesh,
-        in_specs=(WHOLE, BY_ROW, ROWS, ROWS, ROWS, router_specs(ROWS, WHOLE), WHOLE, WHOLE),
-        out_specs=ROWS,
+        in_specs=(WHOLE, state_specs(state), WHOLE, WHOLE, WHOLE),
+        out_specs=state_specs(state),
+        axis_names=DATA_AXES,
         check_vma=False,
     )
-    return inside(
-        params, prompt_kv, prompt_logits_NV, prompt_lengths_N, rows, router, stop_ids, key
-    )
+    return inside(params, state, steering, until, key)
 
 
-def _decode(
+def _run(
     cfg: ModelConfig,
     params: Params,
-    prompt_kv: KeyValues,
-    prompt_logits_NV: Float[Array, "N V"],
-    prompt_lengths_N: Int[Array, " N"],
-    rows: Rows,
-    router: Router,
-    stop_ids: Int[Array, " stops"],
+    state: LoopState,
+    steering: Steering,
+    until: Until,
     key: Key[Array, ""],
-    *,
-    group: int,
-    max_tokens: int,
-) -> Generated:
-    index_P = jnp.arange(prompt_kv[0].shape[2])
-    cache = begin(
-        *prompt_kv, index_P[None] < prompt_lengths_N[:, None], group=group, tail=max_tokens
-    )
-    start_B = jnp.repeat(prompt_lengths_N, group)
-    batch = start_B.shape[0]
-    start = (start_B, prompt_logits_NV)
-    step = functools.partial(_step, cfg, params, rows, router, stop_ids, key, start)
-    done_B = rows.budget <= 0
-    state = LoopState(
-        cache=cache,
-        routing=begin_routing(router),
-        logits=jnp.repeat(prompt_logits_NV, group, axis=0),
-        last=jnp.full(batch, FREE, jnp.int32),
-        done=done_B,
-        stopped=jnp.zeros(batch, bool),
-        tokens=jnp.zeros((batch, max_tokens), jnp.int32),
-        logp=jnp.zeros((batch, max_tokens), jnp.float32),
-        free=jnp.zeros((batch, max_tokens), bool),
-    )
-    state, num_steps = jax.lax.while_loop(
-        lambda carry: jnp.any(~carry[0].done),
-        lambda carry: (step(carry[0]), carry[1] + 1),
-        (state, jnp.int32(0)),
-    )
-    return Generated(
-        tokens=state.tokens,
-        logp=state.logp,
-        free=state.free,
-        lengths=state.cache.lengths,
-        stopped=state.stopped,
-        route=routes(router, state.routing, state.last),
-        p_easy=probability_of_easy(state.routing),
-        num_steps=num_steps[None],
-    )
+) -> LoopState:
+    places, before = state.prompts.places, state.num_steps[0]
+
+    def go_on(state: LoopState) -> Bool[Array, ""]:
+        num_active = jnp.sum(state.active)
+        num_pending = jnp.sum(state.status == PENDING)
+        num_done = jnp.sum(jnp.all((state.status == DONE).reshape(-1, places), axis=1))
+        small = (num_pending == 0) & (num_active <= until.rows)
+        far = state.num_steps[0] - before >= until.steps
+        return (num_active > 0) & (num_done < until.done_prompts) & ~small & ~far
+
+    def step(state: LoopState) -> LoopState:
+        return take_jobs(_step(cfg, params, steering, key, state), steering.router)
+
+    return jax.lax.while_loop(go_on, step, take_jobs(state, steering.router))
 
 
 def _step(
     cfg: ModelConfig,
     params: Params,
-    rows: Rows,
-    router: Router,
-    stop_ids: Int[Array, " stops"],
+    steering: Steering,
     key: Key[Array, ""],
-    start: tuple[Int[Array, " B"], Float[Array, "N V"]],
     state: LoopState,
 ) -> LoopState:
-    """Every unfinished row, one token further.
-
-    Args:
-      start: each row's first position, and the logits of each prompt's first token.
-    """
-    start_B, prompt_logits_NV = start
-    active_B = ~state.done
-    policy_BV = jax.nn.log_softmax(state.logits, axis=-1)
-    routing, directive = route_step(router, state.routing, state.last, policy_BV)
+    """Every row at work, one token further."""
+    active_B, jobs, prompts = state.active, jobs_of(state), state.prompts
+    router, thoughts = steering.of_rows(jobs)
+    routing, directive = route_step(router, state.routing, state.last, state.logits, active_B)
     restart_B = active_B & directive.restart
-    cache = rewind(state.cache, jnp.where(restart_B, state.cache.lengths, 0))
-    logits_BV = _restart(restart_B, state.logits, prompt_logits_NV)
-    place_B = cache.lengths
+    tail = rewind(state.cache.tail, jnp.where(restart_B, state.cache.tail.lengths, 0))
+    logits_BV = _restart(restart_B, state)
+    place_B = tail.lengths
     # By tokens read, not by place: what a restart took back must not name the new draws too.
-    keys_B = row_keys(key, rows.row_id, routing.num_read)
-    token_B, logp_B, free_B = choose(
-        keys_B, logits_BV, directive.forced, rows.temperature, rows.top_p
+    keys_B = row_keys(key, jobs.row_id, routing.num_read)
+    # A prefix comes first, then the opening that routing forces, then what ends the thought.
+    thought, closing_B = thought_step(thoughts, state.thought, state.last, place_B)
+    opening_B = first_forced(_prefix(jobs.prefix, place_B), directive.forced)
+    held = dataclasses.replace(state.thought, closed=thought.closed)
+    thought = where_rows(opening_B == FREE, thought, held)
+    forced_B = first_forced(opening_B, closing_B)
+    shape = Shape(
+        lambda logits: steering.ban(temper_end(thoughts, thought, logits)),
+        jnp.any(steering.banned) | jnp.any(active_B & (thoughts.stop_tau != 1)),
     )
+    dist = distribution(logits_BV, jobs.draw, shape)
+    token_B = pick(keys_B, dist, forced_B, jobs.draw, shape)
+    thought, token_B, free_B = withhold_end(thoughts, thought, token_B, forced_B == FREE)
+    chosen = score(dist, token_B, free_B)
+    prompt_B = prompts.seat // prompts.places
+    at_B = jnp.take(prompts.stored.lengths, prompt_B, mode="clip") + place_B
     hidden_B1D, kv = forward(
-        cfg, params, token_B[:, None], (start_B + place_B)[:, None], cache=cache
+        cfg,
+        params,
+        chosen.token[:, None],
+        at_B[:, None],
+        mask_BTT=jnp.ones((*at_B.shape, 1, 1), bool),
+        cache=Cache(tail, (prompts,)),
     )
-    cache = append(cache, *kv, active_B)
-    stopped_B = active_B & jnp.any(token_B[:, None] == stop_ids[None], axis=-1)
-    ended_B = stopped_B | (cache.lengths >= rows.budget)
-    return LoopState(
-        cache=cache,
-        routing=_where_rows(active_B, routing, state.routing),
+    writes_B = active_B & chosen.finite
+    tail = append(tail, *kv, writes_B)
+    entropy_B = jax.lax.cond(
+        steering.entropy, dist.entropy, lambda: jnp.zeros(active_B.shape, jnp.float32)
+    )
+    results = _write(state.results, prompts.seat, place_B, writes_B, chosen, entropy_B)
+    stopped_B = writes_B & stops_here(results.tokens, prompts.seat, place_B, jobs.stops)
+    ended_B = stopped_B | (active_B & ((tail.lengths >= jobs.budget) | ~chosen.finite))
+    spoiled_B = ~jnp.all(jnp.isfinite(hidden_B1D[:, 0]), axis=-1)
+    tail = _without(spoiled_B & (ended_B | ~active_B), tail)
+    last_B = jnp.where(writes_B, chosen.token, state.last)
+    routing = where_rows(active_B, routing, state.routing)
+    results = _finish(
+        results,
+        jnp.where(ended_B, prompts.seat, state.status.shape[0]),
+        lengths=tail.lengths,
+        stopped=stopped_B,
+        finite=chosen.finite,
+        route=routes(router, routing, last_B),
+        p_easy=probability_of_easy(routing),
+    )
+    state = state.with_cache(
+        tail,
+        prompts,
+        routing=routing,
+        thought=where_rows(active_B, thought, state.thought),
         logits=logits(params, hidden_B1D[:, 0]),
-        last=jnp.where(active_B, token_B, state.last),
-        done=state.done | ended_B,
-        stopped=state.stopped | stopped_B,
-        tokens=_write(state.tokens, token_B, place_B, active_B),
-        logp=_write(state.logp, logp_B, place_B, active_B),
-        free=_write(state.free, free_B, place_B, active_B),
+        last=last_B,
+        results=results,
+        num_steps=state.num_steps + 1,
+        num_row_steps=state.num_row_steps + active_B.shape[0],
     )
+    return free_rows(state, ended_B)
 
 
-def _restart(
-    restart_B: Bool[Array, " B"], logits_BV: Float[Array, "B V"], prompt_logits_NV: Array
-) -> Float[Array, "B V"]:
+def _without(broken_B: Bool[Array, " B"], tail: Stored) -> Stored:
+    """`tail` with nothing in rows that hold no numbers: under a mask, too, they would spread."""
+
+    def emptied(v):
+        return jnp.where(broken_B[None, :, None, None, None], jnp.zeros((), v.dtype), v)
+
+    v = jax.lax.cond(jnp.any(broken_B), emptied, lambda same: same, tail.v)
+    return dataclasses.replace(tail, v=v)
+
+
+def _restart(restart_B: Bool[Array, " B"], state: LoopState) -> Float[Array, "B V"]:
     """The logits of the next token, where rows that start over are back behind their prompt."""
-    group = logits_BV.shape[0] // prompt_logits_NV.shape[0]
+    prompt_B = state.prompts.seat // state.prompts.places
 
     def with_prompts(logits_BV):
-        first_BV = jnp.repeat(prompt_logits_NV, group, axis=0)
+        first_BV = jnp.take(state.first_logits, prompt_B, axis=0, mode="clip")
         return jnp.where(restart_B[:, None], first_BV, logits_BV)
 
-    return jax.lax.cond(jnp.any(restart_B), with_prompts, lambda same: same, logits_BV)
+    return jax.lax.cond(jnp.any(restart_B), with_prompts, lambda same: same, state.logits)
 
 
-def _write(
-    buffer_BT: Array, value_B: Array, place_B: Int[Array, " B"], active_B: Bool[Array, " B"]
-) -> Array:
-    """The buffer with each active row's value at its place."""
-    place_B = jnp.where(active_B, place_B, buffer_BT.shape[1])  # out of bounds is dropped
-    rows_B = jnp.arange(buffer_BT.shape[0])
-    return buffer_BT.at[rows_B, place_B].set(value_B, mode="drop")
+def first_forced(one_B: Int[Array, " B"], other_B: Int[Array, " B"]) -> Int[Array, " B"]:
+    """What the first controller forces; where it leaves the choice, the other's word."""
+    return jnp.where(one_B == FREE, other_B, one_B)
 
 
-def _where_rows(active_B: Bool[Array, " B"], new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: jnp.where(active_B, n, o), new, old)
+def _prefix(prefix_BF: Int[Array, "B F"], place_B: Int[Array, " B"]) -> Int[Array, " B"]:
+    """The prefix's id at each row's place; FREE, which is -1 as its filling is, behind it."""
+    length = prefix_BF.shape[1]
+    here_B = jnp.take_along_axis(prefix_BF, jnp.minimum(place_B, length - 1)[:, None], axis=1)[:, 0]
+    return jnp.where(place_B < length, here_B, FREE)
+
+
+def stops_here(
+    tokens_JT: Int[Array, "J T"],
+    seat_B: Int[Array, " B"],
+    place_B: Int[Array, " B"],
+    stops_BXY: Int[Array, "B X Y"],
+) -> Bool[Array, " B"]:
+    """True where what a row wrote up to `place_B` ends with one of its stop sequences."""
+    longest = stops_BXY.shape[2]
+    at_BY = place_B[:, None] - jnp.arange(longest - 1, -1, -1)[None]
+    seat_B1 = jnp.minimum(seat_B, tokens_JT.shape[0] - 1)[:, None]
+    window_BY = jnp.where(at_BY >= 0, tokens_JT[seat_B1, jnp.maximum(at_BY, 0)], -2)
+    no_id_BXY = stops_BXY == -1
+    same_BX = jnp.all(no_id_BXY | (stops_BXY == window_BY[:, None]), axis=-1)
+    return jnp.any(same_BX & ~jnp.all(no_id_BXY, axis=-1), axis=-1)
+
+
+def _write(results: Results, seat_B, place_B, writes_B, chosen, entropy_B) -> Results:
+    """The results with each writing row's token at its place."""
+    seat_B = jnp.where(writes_B, seat_B, results.lengths.shape[0])  # out of bounds is dropped
+
+    def put(buffer, value_B):
+        return buffer.at[seat_B, place_B].set(value_B, mode="drop")
+
+    return dataclasses.replace(
+        results,
+        tokens=put(results.tokens, chosen.token),
+        logp=put(results.logp, chosen.logp),
+        kept_logp=put(results.kept_logp, chosen.kept_logp),
+        entropy=put(results.entropy, entropy_B),
+        free=put(results.free, chosen.free),
+    )
+
+
+def _finish(results: Results, seat_B, **values_B) -> Results:
+    """The results with what is known when a row ends."""
+    put = {
+        name: getattr(results, name).at[seat_B].set(value_B, mode="drop")
+        for name, value_B in values_B.items()
+    }
+    return dataclasses.replace(results, **put)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "rows"))  # the sizes differ: nothing to reuse
+def shrink(mesh: Mesh, state: LoopState, *, rows: int) -> LoopState:
+    """`state` on `rows` rows per device, which must hold all that are at work."""
+    specs = state_specs(state)
+    inside: Any = jax.shard_map(
+        functools.partial(_shrink, rows=rows),
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=specs,
+        axis_names=DATA_AXES,
+        check_vma=False,
+    )
+    return inside(state)
+
+
+def _shrink(state: LoopState, *, rows: int) -> LoopState:
+    kept = jnp.argsort(~state.active)[:rows]  # stable: rows at work first
+    seat, shape = state.prompts.seat[kept], state.prompts.row_at.shape
+    row_at = jnp.full(state.status.shape, rows, jnp.int32)
+    row_at = row_at.at[seat].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+    tail = state.cache.tail
+    return state.with_cache(
+        Stored(tail.k[:, kept], tail.v[:, kept], tail.lengths[kept]),
+        dataclasses.replace(state.prompts, row_at=row_at.reshape(shape), seat=seat),
+        routing=jax.tree.map(lambda leaf: leaf[kept], state.routing),
+        thought=jax.tree.map(lambda leaf: leaf[kept], state.thought),
+        logits=state.logits[kept],
+        last=state.last[kept],
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def forget(state: LoopState) -> LoopState:
+    """`state` with the places of finished prompts empty; the host has their results."""
+    done_N = jnp.all((state.status == DONE).reshape(state.prompts.row_at.shape), axis=1)
+    done_J = jnp.repeat(done_N, state.prompts.places)
+    return dataclasses.replace(state, status=jnp.where(done_J, EMPTY, state.status))

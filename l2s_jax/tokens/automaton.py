@@ -1,7 +1,7 @@
 """Which trigger a completion opens with, however it was tokenised.
 
 Lives here: `RouteTable`, an automaton over ids. Not here: the triggers themselves
-(`tokens/triggers.py`), what is done when one is found (`sampling/controllers.py`).
+(`tokens/triggers.py`), what is done when one is found (`sampling/controllers`).
 
 An added trigger is one id. A plain one is recognised by its characters, not by the ids with which
 we write it: in Qwen2.5 the piece that closes `<EASY>` is ">", ">\\n", "><" or another, depending

@@ -2,7 +2,7 @@
 
 Lives here: `Triggers` (ids as we write them), adding them to a tokenizer, the file that declares
 them. Not here: how they are recognised however a model spells them (`tokens/automaton.py`), what
-is done then (`sampling/controllers.py`), their place in a training sequence (`tokens/layouts.py`).
+is done then (`sampling/controllers`), their place in a training sequence (`tokens/layouts.py`).
 
 Two spellings. *added*: each trigger is one new token. *plain*: each is a line of ordinary text,
 with its newline, so that we always write it with the same pieces.

@@ -26,7 +26,8 @@ from l2s_jax.model.decoder import Params, forward, head
 from l2s_jax.model.lora import LoraConfig, join, merge, split
 from l2s_jax.objectives.logprobs import token_logp
 from l2s_jax.objectives.presets import V2, Plus, PlusLinear
-from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import Request, SamplingConfig, ask
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.adapter import (
     AdapterRecord,

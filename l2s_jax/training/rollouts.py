@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from l2s_jax.data.packing import pack
-from l2s_jax.sampling.controllers import Mode
+from l2s_jax.sampling.controllers.routing import Mode
 from l2s_jax.tokens.triggers import answer_text
 from l2s_jax.types import Problem, Rollout, RolloutBatch
 from l2s_jax.verify.answers import answer_or_text

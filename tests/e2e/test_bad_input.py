@@ -44,7 +44,7 @@ def get_config():
     "eval": """
 from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.evaluation.benchmark import EvalRun
-from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.sampling.requests import SamplingConfig
 
 def get_config():
     problems, sampling = JsonlProblems(path="problems.jsonl"), SamplingConfig(max_new_tokens=8)

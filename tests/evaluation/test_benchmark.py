@@ -12,8 +12,9 @@ from l2s_jax.data.sources import JsonlProblems
 from l2s_jax.evaluation.benchmark import EvalRun, answer_all, run, write_records
 from l2s_jax.evaluation.records import Answer, read_records
 from l2s_jax.evaluation.summary import read_summary
-from l2s_jax.sampling.controllers import MODES, RoutingConfig
-from l2s_jax.sampling.engine import Engine, SamplingConfig
+from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.policy import save_policy
 from l2s_jax.verify.math import Verifier

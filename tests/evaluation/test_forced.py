@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from l2s_jax.evaluation.forced import describe_after_easy, p_short_after_easy
 from l2s_jax.evaluation.report import write_report
 from l2s_jax.export.hf import export_hf
-from l2s_jax.sampling.controllers import RoutingConfig
-from l2s_jax.sampling.engine import Engine, Request, SamplingConfig
+from l2s_jax.sampling.controllers.routing import RoutingConfig
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import Request, SamplingConfig
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.policy import load_policy
 from tests.evaluation.simulate import simulate_answers, write_run

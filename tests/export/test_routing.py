@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from l2s_jax.export.hf import export_hf
-from l2s_jax.sampling.controllers import RoutingConfig
-from l2s_jax.sampling.engine import Engine, Request, SamplingConfig
+from l2s_jax.sampling.controllers.routing import RoutingConfig
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import Request, SamplingConfig
 from l2s_jax.sharding import MeshConfig, make_mesh
 from tests.conftest import REPOSITORY
 from tests.export.completions_server import completions_server

@@ -1,50 +1,65 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from l2s_jax.model.cache import append, begin, rewind
+from l2s_jax.model.cache import BLOCK, append, empty, extend, rewind, room
 
-LAYERS, PROMPTS, GROUP, PROMPT, TAIL, KV, SIZE = 2, 2, 3, 4, 3, 1, 2
+LAYERS, ROWS, TAIL, KV, SIZE = 2, 6, 3, 1, 2
 
 
-def empty():
-    prompt = jnp.zeros((LAYERS, PROMPTS, PROMPT, KV, SIZE))
-    return begin(prompt, prompt, jnp.ones((PROMPTS, PROMPT), bool), group=GROUP, tail=TAIL)
+def nothing():
+    return empty((LAYERS, ROWS, KV, TAIL, SIZE), jnp.float32)
 
 
 def token(value):
-    rows = value * 10.0 + jnp.arange(PROMPTS * GROUP, dtype=jnp.float32)
-    return jnp.broadcast_to(rows[None, :, None, None, None], (LAYERS, PROMPTS * GROUP, 1, KV, SIZE))
+    rows = value * 10.0 + jnp.arange(ROWS, dtype=jnp.float32)
+    return jnp.broadcast_to(rows[None, :, None, None, None], (LAYERS, ROWS, 1, KV, SIZE))
 
 
 def test_rows_fill_at_their_own_pace():
-    cache = empty()
-    on = [[1, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1]]
-    held = [[] for _ in range(6)]
-    for step, active in enumerate(on[:3], start=1):
-        cache = append(cache, token(step), -token(step), jnp.array(active, bool))
+    tail = nothing()
+    on = [[1, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
+    held = [[] for _ in range(ROWS)]
+    for step, active in enumerate(on, start=1):
+        tail = append(tail, token(step), -token(step), jnp.array(active, bool))
         for row in np.flatnonzero(active):
             held[row].append(step * 10.0 + row)
-    assert cache.lengths.tolist() == [len(row) for row in held]
+    assert tail.lengths.tolist() == [len(row) for row in held]
     for row, values in enumerate(held):
-        assert cache.tail_mask[row].tolist() == [i < len(values) for i in range(TAIL)]
         for layer in range(LAYERS):
-            assert cache.tail_k[layer, row, : len(values), 0, 0].tolist() == values
-            assert cache.tail_v[layer, row, : len(values), 0, 1].tolist() == [-v for v in values]
+            assert tail.k[layer, row, 0, : len(values), 0].tolist() == values
+            assert tail.v[layer, row, 0, : len(values), 1].tolist() == [-v for v in values]
 
 
 def test_a_full_inactive_row_keeps_what_it_holds():
-    cache = empty()
+    tail = nothing()
     for step in range(1, TAIL + 1):
-        cache = append(cache, token(step), token(step), jnp.ones(6, bool))
-    again = append(cache, token(9), token(9), jnp.zeros(6, bool))
-    np.testing.assert_array_equal(again.tail_k, cache.tail_k)
-    assert again.lengths.tolist() == [TAIL] * 6
+        tail = append(tail, token(step), token(step), jnp.ones(ROWS, bool))
+    again = append(tail, token(9), token(9), jnp.zeros(ROWS, bool))
+    np.testing.assert_array_equal(again.k, tail.k)
+    assert again.lengths.tolist() == [TAIL] * ROWS
 
 
-def test_rewound_tokens_are_hidden_and_overwritten():
-    cache = append(empty(), token(1), token(1), jnp.ones(6, bool))
-    cache = rewind(cache, jnp.array([1, 0, 0, 0, 0, 0]))
-    assert cache.tail_mask[0].tolist() == [False] * TAIL
-    cache = append(cache, token(2), token(2), jnp.ones(6, bool))
-    assert cache.tail_k[0, 0, 0, 0, 0] == 20.0
-    assert cache.tail_k[0, 1, :2, 0, 0].tolist() == [11.0, 21.0]
+def test_rewound_tokens_are_overwritten():
+    tail = append(nothing(), token(1), token(1), jnp.ones(ROWS, bool))
+    tail = rewind(tail, jnp.array([1, 0, 0, 0, 0, 0]))
+    assert tail.lengths.tolist() == [0, 1, 1, 1, 1, 1]
+    tail = append(tail, token(2), token(2), jnp.ones(ROWS, bool))
+    assert tail.k[0, 0, 0, 0, 0] == 20.0
+    assert tail.k[0, 1, 0, :2, 0].tolist() == [11.0, 21.0]
+
+
+def test_a_chunk_is_written_for_every_row():
+    two = jnp.concatenate([token(1), token(2)], axis=2)
+    tail = extend(nothing(), two, -two, jnp.int32(1))
+    assert tail.k[1, 3, 0, :, 0].tolist() == [0.0, 13.0, 23.0]
+    assert tail.v[1, 3, 0, :, 0].tolist() == [0.0, -13.0, -23.0]
+    assert tail.lengths.tolist() == [0] * ROWS
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "places"),
+    [(1, 16), (17, 32), (127, 128), (128, 128), (129, 256), (300, 3 * BLOCK)],
+)
+def test_room_is_whole_blocks(num_tokens, places):
+    assert room(num_tokens) == places

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from l2s_jax.model import cache as caches
 from l2s_jax.model.attention import visible
+from l2s_jax.model.cache import Cache, Shared, Stored, append, empty
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params, forward, init_params, logits
 from l2s_jax.model.hf.read import load_hf
@@ -193,43 +193,51 @@ def test_a_wide_model_of_every_weight_random(tmp_path, family):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def prefill(cfg, params, tokens_NP, real_NP, group, tail):
-    """(cache, logits after the last prompt token of each row)."""
-    segments_NP = real_NP.astype(jnp.int32)
-    positions_NP = jnp.maximum(jnp.cumsum(segments_NP, axis=1) - 1, 0)
-    mask = visible(segments_NP, jnp.zeros_like(segments_NP))
-    hidden, (k, v) = forward(cfg, params, tokens_NP, positions_NP, mask_BTT=mask)
-    last = jnp.repeat(logits(params, hidden[:, -1]), group, axis=0)
-    return caches.begin(k, v, real_NP, group=group, tail=tail), last
+def prefill(cfg, params, tokens_NP, lengths_N, group, tail):
+    """(cache, logits after the last prompt token of each row) of right-padded prompts."""
+    index_NP = jnp.broadcast_to(jnp.arange(tokens_NP.shape[1])[None], tokens_NP.shape)
+    real_NP = (index_NP < lengths_N[:, None]).astype(jnp.int32)
+    mask = visible(real_NP, jnp.zeros_like(real_NP))
+    hidden, (k, v) = forward(cfg, params, tokens_NP, index_NP, mask_BTT=mask)
+    last = jnp.take_along_axis(hidden, (lengths_N - 1)[:, None, None], axis=1)[:, 0]
+    stored = Stored(jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3), lengths_N)
+    seat = jnp.arange(group * len(lengths_N))
+    shared = Shared(stored, seat.reshape(-1, group), seat)
+    shape = (cfg.num_layers, len(seat), cfg.num_kv_heads, tail, cfg.head_dim)
+    cache = Cache(empty(shape, cfg.compute_dtype), (shared,))
+    return cache, jnp.repeat(logits(params, last), group, axis=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def decode_step(cfg, params, cache, tokens_B, positions_B, active_B):
-    hidden, (k, v) = forward(cfg, params, tokens_B[:, None], positions_B[:, None], cache=cache)
-    return caches.append(cache, k, v, active_B), logits(params, hidden[:, 0])
+    mask = jnp.ones((*tokens_B.shape, 1, 1), bool)
+    hidden, kv = forward(
+        cfg, params, tokens_B[:, None], positions_B[:, None], mask_BTT=mask, cache=cache
+    )
+    cache = dataclasses.replace(cache, tail=append(cache.tail, *kv, active_B))
+    return cache, logits(params, hidden[:, 0])
 
 
-def left_padded_prompts():
-    lengths_N = np.array([9, 5])
-    return random_tokens(3, 2, 9), np.arange(9)[None, :] >= 9 - lengths_N[:, None], lengths_N
+PROMPT_LENGTHS = np.array([9, 5])
 
 
 def test_greedy_continuation_is_that_of_transformers(plain_pair):
     import torch
 
     model, cfg, params = plain_pair
-    tokens_NP, real_NP, lengths_N = left_padded_prompts()
-    cache, logits_BV = prefill(cfg, params, tokens_NP, real_NP, 1, 64)
+    tokens_NP, lengths_N = random_tokens(3, 2, 9), jnp.asarray(PROMPT_LENGTHS)
+    cache, logits_BV = prefill(cfg, params, tokens_NP, lengths_N, 1, 64)
     chosen = []
     for step in range(64):
         chosen.append(np.asarray(jnp.argmax(logits_BV, axis=-1)))
-        positions_B = jnp.asarray(lengths_N + step)
         cache, logits_BV = decode_step(
-            cfg, params, cache, jnp.asarray(chosen[-1]), positions_B, jnp.ones(2, bool)
+            cfg, params, cache, jnp.asarray(chosen[-1]), lengths_N + step, jnp.ones(2, bool)
         )
+    left = np.stack([np.roll(ids, 9 - n) for ids, n in zip(tokens_NP, PROMPT_LENGTHS, strict=True)])
+    real = np.arange(9)[None, :] >= 9 - PROMPT_LENGTHS[:, None]
     want = model.generate(
-        torch.as_tensor(tokens_NP, dtype=torch.long),
-        attention_mask=torch.as_tensor(real_NP.astype(np.int64)),
+        torch.as_tensor(left, dtype=torch.long),
+        attention_mask=torch.as_tensor(real.astype(np.int64)),
         max_new_tokens=64,
         do_sample=False,
         pad_token_id=0,
@@ -240,23 +248,23 @@ def test_greedy_continuation_is_that_of_transformers(plain_pair):
 def test_cached_decode_equals_full_forward(two_pairs):
     """Three rows per prompt, some pausing on the way, against one full pass over each row."""
     _, cfg, params = two_pairs
-    tokens_NP, real_NP, lengths_N = left_padded_prompts()
+    tokens_NP, lengths_N = random_tokens(3, 2, 9), jnp.asarray(PROMPT_LENGTHS)
     group, steps = 3, 7
-    cache, _ = prefill(cfg, params, tokens_NP, real_NP, group, steps)
+    cache, _ = prefill(cfg, params, tokens_NP, lengths_N, group, steps)
     rows = np.arange(2 * group)
     more_BT = random_tokens(4, 2 * group, steps)
     written = [[] for _ in rows]
     for step in range(steps):
         active_B = (rows + step) % 3 > 0
         filled_B = np.array([len(row) for row in written])
-        positions_B = jnp.asarray(np.repeat(lengths_N, group) + filled_B)
+        positions_B = jnp.asarray(np.repeat(PROMPT_LENGTHS, group) + filled_B)
         cache, logits_BV = decode_step(
             cfg, params, cache, jnp.asarray(more_BT[:, step]), positions_B, jnp.asarray(active_B)
         )
         for row in np.flatnonzero(active_B):
             written[row].append((more_BT[row, step], np.asarray(logits_BV[row])))
     for row in rows:
-        prompt = tokens_NP[row // group][real_NP[row // group]]
+        prompt = tokens_NP[row // group, : PROMPT_LENGTHS[row // group]]
         path = np.concatenate([prompt, [token for token, _ in written[row]]])[None].astype(np.int32)
         want = full_logits(cfg, params, path, from_zero(path), ones(path))[0, len(prompt) :]
         got = np.stack([values for _, values in written[row]])

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from l2s_jax.model.hf.origin import Origin
-from l2s_jax.sampling import engine as engine_module
-from l2s_jax.sampling.controllers import MODES, RoutingConfig
-from l2s_jax.sampling.engine import Engine, Request, SamplingConfig, ask, row_id
-from l2s_jax.sampling.loop import decode, prefill
+from l2s_jax.sampling import loop
+from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig
+from l2s_jax.sampling.controllers.thought import ThoughtConfig
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import Knobs, Request, SamplingConfig, ask, row_id
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.tokens.tokenizer import from_hf
 from l2s_jax.types import Problem
 from tests.sampling.tiny import VOCAB, full_logits, random_policy, trained_logp
+
+pytestmark = pytest.mark.filterwarnings("ignore:temperature 0 is greedy")  # some ask for it
 
 # One shape for nearly every test, so that each program compiles once.
 SIZE = {"num_samples": 4, "max_rows": 24, "max_new_tokens": 14}
@@ -44,13 +47,13 @@ def routed(mode, **changes):
     return RoutingConfig(modes=(mode,), **changes)
 
 
-def same_draws(first, second):
+def same_draws(first, second, atol=1e-5):
     """The same tokens, and log-probs up to what another matrix shape rounds differently."""
     assert [(r.id, r.sample) for r in first] == [(r.id, r.sample) for r in second]
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.token_ids, b.token_ids)
         np.testing.assert_array_equal(a.free, b.free)
-        np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+        np.testing.assert_allclose(a.logp, b.logp, atol=atol)
         assert (a.route, a.finish_reason, a.text) == (b.route, b.finish_reason, b.text)
 
 
@@ -232,50 +235,52 @@ def test_other_weights_for_one_call():
 
 
 def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
-    shapes = []
+    seen = []
 
-    def spy(cfg, mesh, params, prompt_NP, lengths_N):
-        shapes.append((prompt_NP.shape, lengths_N.tolist()))
-        return prefill(cfg, mesh, params, prompt_NP, lengths_N)
+    def spy(*args):
+        seen.append(args[-1])
+        return load(*args)
 
-    monkeypatch.setattr(engine_module, "prefill", spy)
+    load = loop.load
+    monkeypatch.setattr(loop, "load", spy)
     requests = make_requests()
     sample(requests)
-    [(shape, lengths)] = shapes
-    assert shape == (6, 16)  # N prompts, not N * G rows
-    assert sorted(lengths) == sorted(len(r.prompt_ids) for r in requests)
+    [asked] = seen
+    assert asked.prompts.shape == (6, 16)  # N prompts, not N * G rows
+    assert asked.lengths.tolist() == [len(r.prompt_ids) for r in requests]
+
+
+def programs():
+    return [f._cache_size() for f in (loop.begin, loop.load, loop.run, loop.shrink, loop.forget)]
 
 
 def test_nothing_that_a_request_can_ask_for_compiles_anew():
-    decode.clear_cache()
     sample(make_requests())
-    assert decode._cache_size() == 1
-    before = prefill._cache_size(), decode._cache_size()
+    before = programs()
     asked = [
-        ("auto", 0.0, 1.0),
-        ("gate at 0.5", 0.3, 0.9),
-        ("one mode each", 2.0, 0.5),
-        ("replace", 1.0, 1.0),
-        ("free", 1.0, 0.99),
+        {"routing": "auto", "temperature": 0.0},
+        {"routing": "gate at 0.5", "temperature": 0.3, "top_p": 0.9, "top_k": 3},
+        {"routing": "one mode each", "temperature": 2.0, "top_p": 0.5, "min_p": 0.1},
+        {"routing": "replace", "top_k": 1, "min_p": 0.5, "stop_sequences": ((4, 5), (7,))},
+        {"routing": "free", "top_p": 0.99, "banned_ids": (3,), "entropy": True},
+        {"routing": "auto", "thought": ThoughtConfig(ends=(9,), closing=(8, 9), max_tokens=3)},
+        {"routing": "free", "prefix_ids": (3, 4, 5)},
     ]
-    for number, (routing, temperature, top_p) in enumerate(asked):
-        requests = make_requests(number + 1, seed=number)
-        sample(
-            requests,
-            key=number,
-            temperature=temperature,
-            top_p=top_p,
-            routing=ROUTINGS[routing],
-        )
-    assert (prefill._cache_size(), decode._cache_size()) == before
+    for number, changes in enumerate(asked):
+        requests = make_requests(number % 6 + 1, seed=number)
+        routing = ROUTINGS[changes.pop("routing")]
+        sample(requests, key=number, routing=routing, **changes)
+        budgets = [dataclasses.replace(r, knobs=(Knobs(max_new_tokens=5),) * 4) for r in requests]
+        sample(budgets, key=number, routing=routing, **changes)
+    assert programs() == before
 
 
 def test_prompts_of_other_widths_compile_once_per_width():
     sample(make_requests())
-    before = decode._cache_size()
+    before = loop.run._cache_size()
     for length in (20, 31, 32):
         sample([Request(id="a", prompt_ids=(3,) * length)])
-    assert decode._cache_size() == before + 1
+    assert loop.run._cache_size() == before + 1
 
 
 def test_a_small_nucleus_is_greedy():

@@ -13,7 +13,7 @@ from l2s_jax.config import claim_workdir
 from l2s_jax.data.arithmetic import ArithmeticProblems
 from l2s_jax.model.lora import LoraConfig
 from l2s_jax.objectives.presets import Plus
-from l2s_jax.sampling.engine import SamplingConfig
+from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.training import grpo, sft
 from l2s_jax.training.optim import OptimConfig
 

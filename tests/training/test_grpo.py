@@ -10,8 +10,9 @@ import pytest
 
 from l2s_jax.data.arithmetic import ArithmeticProblems
 from l2s_jax.objectives.presets import V2, Plus, PlusLinear
-from l2s_jax.sampling.controllers import RoutingConfig
-from l2s_jax.sampling.engine import Engine, SamplingConfig, ask
+from l2s_jax.sampling.controllers.routing import RoutingConfig
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import SamplingConfig, ask
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.grpo import (
     GrpoRun,

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from l2s_jax.sampling.controllers import MODES, RoutingConfig, make_router
-from l2s_jax.sampling.engine import Engine, Request, SamplingConfig
+from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig, make_router
+from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.requests import Request, SamplingConfig
 from l2s_jax.sharding import MeshConfig, make_mesh
 from tests.sampling.tiny import VOCAB, scripted_policy, vocabulary
 

@@ -20,12 +20,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from l2s_jax.sampling.choose import FREE
+from l2s_jax.sampling.choose import FREE, best
 from l2s_jax.tokens.automaton import BOTH, TO_EASY, TO_LONG, RouteTable
 from l2s_jax.tokens.triggers import Triggers
 
@@ -73,12 +74,17 @@ class Router:
     next_state: Any  # [states, V] int8
     leads_to: Any  # [states, V] int8
     undecided: Any  # [states] bool
+    opening: Any  # [states] bool, True where a next token may lead towards a trigger
     holds_next: Any  # [V] bool
     scripts: Any  # [5, M] int32, token ids to force, by NO_SCRIPT ... REST_OF_SHORT
     script_lengths: Any  # [5] int32
     replaces: Any  # [] bool, True where <EASY> is taken back
     mode: Any  # [B] int32
     threshold: Any  # [B] float32, below 0 where the policy chooses
+
+    def without_rows(self) -> "Router":
+        """The tables alone: however many rows there are, the same shapes."""
+        return dataclasses.replace(self, mode=self.mode[:0], threshold=self.threshold[:0])
 
 
 @struct.dataclass
@@ -133,6 +139,7 @@ def make_router(
         next_state=jnp.asarray(table.next_state),
         leads_to=jnp.asarray(table.leads_to),
         undecided=jnp.asarray(table.undecided),
+        opening=jnp.asarray((np.asarray(table.leads_to) != 0).any(axis=1) | table.undecided),
         holds_next=jnp.asarray(table.holds_next),
         scripts=jnp.asarray(padded),
         script_lengths=jnp.asarray([len(script) for script in scripts], jnp.int32),
@@ -140,12 +147,6 @@ def make_router(
         mode=jnp.asarray(mode_B),
         threshold=jnp.full(len(modes), -1.0 if threshold is None else threshold, jnp.float32),
     )
-
-
-def router_specs(by_row: Any, whole: Any) -> Router:
-    """A router-shaped tree that says which of its leaves have a row axis."""
-    tables = {field.name: whole for field in dataclasses.fields(Router)}
-    return Router(**tables | {"mode": by_row, "threshold": by_row})
 
 
 def _no_table(vocab_size: int) -> RouteTable:
@@ -173,21 +174,32 @@ def route_step(
     router: Router,
     state: RouterState,
     token_B: Int[Array, " B"],
-    logp_BV: Float[Array, "B V"],
+    logits_BV: Float[Array, "B V"],
+    active_B: Bool[Array, " B"],
 ) -> tuple[RouterState, Directive]:
     """The controller's state after each row's last token, and what it asks of the next one.
 
     Args:
       token_B: what entered last; FREE before the first token.
-      logp_BV: the policy's log-probs of the next token, nats.
+      logits_BV: the policy's, of the next token.
     """
     state, restart_B = _read(router, state, token_B)
-    leads_BV = router.leads_to[state.state]
-    state = _weigh(router, state, logp_BV, leads_BV)
+
+    def weigh_and_decide(state: RouterState):
+        logp_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+        leads_BV = router.leads_to[state.state]
+        state = _weigh(router, state, logp_BV, leads_BV)
+        return state, _decide(router, state, logp_BV, leads_BV)
+
+    def nothing_open(state: RouterState):
+        return dataclasses.replace(state, p_both=0 * state.p_both), jnp.full_like(token_B, FREE)
+
+    # Rows are at their opening for a few tokens of many: the rest need no sum over the vocabulary.
+    any_open = jnp.any(active_B & router.opening[state.state])
+    state, decided_B = jax.lax.cond(any_open, weigh_and_decide, nothing_open, state)
     place_B = jnp.minimum(state.place, router.scripts.shape[1] - 1)
     in_script_B = state.place < router.script_lengths[state.script]
     forced_B = jnp.where(in_script_B, router.scripts[state.script, place_B], FREE)
-    decided_B = _decide(router, state, logp_BV, leads_BV)
     forced_B = jnp.where(in_script_B, forced_B, decided_B)
     state = dataclasses.replace(state, place=state.place + in_script_B.astype(jnp.int32))
     return state, Directive(forced_B, restart_B)
@@ -238,7 +250,7 @@ def _decide(router: Router, state: RouterState, logp_BV, leads_BV):
     wanted_B1 = jnp.where(easy_B, TO_EASY, TO_LONG)[:, None]
     # A common prefix may be the only likely way on: allow it, and decide behind it.
     allowed_BV = (leads_BV == wanted_B1) | (leads_BV == BOTH)
-    best_B = jnp.argmax(jnp.where(allowed_BV, logp_BV, -jnp.inf), axis=-1).astype(jnp.int32)
+    best_B = best(jnp.where(allowed_BV, logp_BV, -jnp.inf))
     # To the trigger's end: its first piece alone would leave the policy a way out of the route.
     dictated_B = (router.mode == AUTO) & (router.threshold >= 0) & jnp.any(allowed_BV, axis=-1)
     return jnp.where(dictated_B, best_B, FREE)

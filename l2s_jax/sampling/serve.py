@@ -1,0 +1,248 @@
+"""Who is served when: prompts into places, results out of them, rows given up as work runs out.
+
+Lives here: `serve`, the host's side of one call. Not here: the programs (`sampling/loop.py`), what
+a request is (`sampling/engine.py`).
+
+Between two runs of the decode loop the host takes finished prompts out and puts waiting ones in;
+inside the loop a row that ends takes the next pending job by itself. When nothing waits any more,
+rows that stay idle are given up in a few declared sizes.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from l2s_jax.model.cache import room
+from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import Params
+from l2s_jax.sampling import loop
+from l2s_jax.sampling.state import DONE, NO_TICKET, Jobs, LoopState, Results
+
+MIN_WIDTH = 16  # prompts are padded to this or a power of two above it
+LONG_RUN = 128  # tokens; shorter completions do not repay a program for fewer rows
+SMALLEST = 8  # rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The shapes of one device's state."""
+
+    rows: int
+    group: int  # samples of a prompt
+    prompts: int  # places
+    width: int  # of a prompt
+    max_tokens: int
+    stops: tuple[int, int]  # stop sequences of a job, and their longest
+    prefix: int = 1  # ids that a job may be made to open with
+
+    def as_static(self) -> tuple[tuple[str, Any], ...]:
+        named = dataclasses.asdict(self) | {"tail": room(self.max_tokens)}
+        return tuple(sorted(named.items()))
+
+    @property
+    def row_sizes(self) -> list[int]:
+        """Numbers of rows that a program is made for, the most first."""
+        if self.max_tokens < LONG_RUN:
+            return [self.rows]
+        sizes, part = [self.rows], self.rows
+        while part // 2 >= SMALLEST:
+            sizes += [part * 3 // 4, part // 2]
+            part //= 2
+        return sizes
+
+    def cache_bytes(self, cfg: ModelConfig) -> int:
+        """Of keys and values, on one device."""
+        per_token = (
+            2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * cfg.compute_dtype.itemsize
+        )
+        return per_token * (self.rows * room(self.max_tokens) + self.prompts * self.width)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Somebody who looks at the rows at work, and may change them, every so many steps."""
+
+    every: int  # passes of the decode loop
+    look: Callable[["Program", LoopState], LoopState]
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"Watch.every={self.every}: passes of the loop, at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What stays the same over a call."""
+
+    model: ModelConfig
+    mesh: Mesh
+    params: Params
+    steering: loop.Steering
+    key: Key[Array, ""]
+    watch: Watch | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Queue:
+    """What is asked for: prompts, and `group` jobs for each."""
+
+    prompts: list[tuple[int, ...]]
+    jobs: Jobs  # numpy [len(prompts) * group]
+    group: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Served:
+    """What a call cost."""
+
+    steps: int = 0  # passes of the decode loop; the slowest device's
+    row_steps: int = 0  # passes times rows, over all devices
+    tokens: int = 0  # written, stops included
+    loads: int = 0  # calls of the prefill program
+    not_finite: int = 0  # completions that ended because the logits were no numbers
+
+    @property
+    def wasted_fraction(self) -> float:
+        """Row-steps on which a row wrote nothing."""
+        return 1 - self.tokens / self.row_steps if self.row_steps else 0.0
+
+
+def serve(program: Program, queue: Queue, sizes: Sizes) -> tuple[Results, Served]:
+    """The results of all jobs, in the queue's order (numpy), and what they cost."""
+    shards = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
+    desk = Desk(queue, sizes, shards)
+    state = loop.begin(program.model, program.mesh, sizes.as_static())
+    rows, loads = sizes.rows, 0
+    while True:
+        while desk.can_load():
+            state = loop.load(program.model, program.mesh, program.params, state, desk.load())
+            loads += 1
+        state = loop.run(
+            program.model,
+            program.mesh,
+            program.params,
+            state,
+            program.steering,
+            desk.until(rows, program.watch),
+            program.key,
+        )
+        desk.collect(state)
+        if desk.finished:
+            break
+        state = loop.forget(state)
+        if program.watch is not None:
+            state = program.watch.look(program, state)
+        fewer = desk.fewer_rows(state, rows)
+        if fewer < rows:
+            state, rows = loop.shrink(program.mesh, state, rows=fewer), fewer
+    results = desk.results
+    cost = Served(
+        steps=int(np.max(state.num_steps)),
+        row_steps=int(np.sum(state.num_row_steps)),
+        tokens=int(results.lengths.sum()),
+        loads=loads,
+        not_finite=int((~results.finite).sum()),
+    )
+    return results, cost
+
+
+class Desk:
+    """Which prompt is on which place of which device, and what has come back."""
+
+    def __init__(self, queue: Queue, sizes: Sizes, shards: int):
+        self._queue, self._sizes, self._shards = queue, sizes, shards
+        self._waiting = collections.deque(range(len(queue.prompts)))
+        self._free = [list(range(sizes.prompts)) for _ in range(shards)]
+        self._on: dict[tuple[int, int], int] = {}  # (device, place) -> prompt
+        self._tickets = 0
+        num_jobs = len(queue.prompts) * queue.group
+        self._batch = sizes.rows // sizes.group  # prompts of one load, per device
+        wide = (num_jobs, sizes.max_tokens)
+        self.results = Results(
+            tokens=np.zeros(wide, np.int32),
+            logp=np.zeros(wide, np.float32),
+            kept_logp=np.zeros(wide, np.float32),
+            entropy=np.zeros(wide, np.float32),
+            free=np.zeros(wide, bool),
+            lengths=np.zeros(num_jobs, np.int32),
+            stopped=np.zeros(num_jobs, bool),
+            finite=np.ones(num_jobs, bool),
+            route=np.zeros(num_jobs, np.int32),
+            p_easy=np.zeros(num_jobs, np.float32),
+        )
+
+    @property
+    def finished(self) -> bool:
+        return not self._waiting and not self._on
+
+    def can_load(self) -> bool:
+        return bool(self._waiting) and any(self._free)
+
+    def load(self) -> loop.Load:
+        """The next prompts, spread evenly over the devices."""
+        size, group = self._batch, self._queue.group
+        num = self._shards * size
+        prompts = np.zeros((num, self._sizes.width), np.int32)
+        lengths, place = np.zeros(num, np.int32), np.zeros(num, np.int32)
+        jobs = jax.tree.map(
+            lambda a: np.zeros((num * group, *a.shape[1:]), a.dtype), self._queue.jobs
+        )
+        ticket = np.full(num * group, NO_TICKET, np.int32)
+        for entry in (shard * size + i for i in range(size) for shard in range(self._shards)):
+            shard = entry // size
+            if not self._waiting or not self._free[shard]:
+                continue
+            n, place[entry] = self._waiting.popleft(), self._free[shard].pop(0)
+            self._on[shard, int(place[entry])] = n
+            ids = self._queue.prompts[n]
+            prompts[entry, : len(ids)], lengths[entry] = ids, len(ids)
+            here = slice(entry * group, (entry + 1) * group)
+            theirs = slice(n * group, (n + 1) * group)
+            for into, source in zip(
+                jax.tree.leaves(jobs), jax.tree.leaves(self._queue.jobs), strict=True
+            ):
+                into[here] = source[theirs]
+            ticket[here] = self._tickets + np.arange(group)
+            self._tickets += group
+        return loop.Load(prompts=prompts, lengths=lengths, place=place, jobs=jobs, ticket=ticket)
+
+    def until(self, rows: int, watch: Watch | None) -> loop.Until:
+        """Come back for waiting prompts as soon as a load of them has room, else to shrink."""
+        fewer = [size for size in self._sizes.row_sizes if size < rows]
+        waiting = bool(self._waiting)
+        return loop.Until(
+            done_prompts=jnp.int32(self._batch if waiting else NO_TICKET),
+            rows=jnp.int32(fewer[0] if fewer and not waiting else 0),
+            steps=jnp.int32(NO_TICKET if watch is None else watch.every),
+        )
+
+    def collect(self, state: LoopState) -> None:
+        """Takes over what finished prompts have; their places are free again."""
+        group, places = self._queue.group, self._sizes.prompts
+        status, found = jax.device_get((state.status, state.results))
+        done = (status == DONE).reshape(self._shards, places, group).all(axis=2)
+        for shard, place in zip(*np.nonzero(done), strict=True):
+            n = self._on.pop((int(shard), int(place)))
+            self._free[shard].append(int(place))
+            first = (shard * places + place) * group
+            here, theirs = slice(n * group, (n + 1) * group), slice(first, first + group)
+            for into, source in zip(
+                jax.tree.leaves(self.results), jax.tree.leaves(found), strict=True
+            ):
+                into[here] = source[theirs]
+
+    def fewer_rows(self, state: LoopState, rows: int) -> int:
+        """The smallest declared number of rows that holds all that are left to do."""
+        if self._waiting:
+            return rows
+        jobs = self._sizes.prompts * self._sizes.group
+        left = np.asarray(state.status).reshape(self._shards, jobs)
+        most = int(((left != DONE) & (left != 0)).sum(axis=1).max())
+        return min(size for size in self._sizes.row_sizes if size >= min(most, rows))
