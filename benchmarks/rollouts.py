@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from l2s_jax.sampling import loop
+from l2s_jax.sampling import load, loop
 from l2s_jax.sampling.controllers.routing import RoutingConfig
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
@@ -90,7 +90,7 @@ def main() -> None:
                 "wasted_step_fraction": round(engine.served.wasted_fraction, 4),
                 "cache_bytes": engine.sizes(requests).cache_bytes(policy.model),
                 "programs": sum(
-                    program._cache_size() for program in (loop.load, loop.run, loop.shrink)
+                    program._cache_size() for program in (load.load, loop.run, loop.shrink)
                 ),
                 "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
                 "other_cores": round((others_busy() - busy) / sum(seconds), 3),

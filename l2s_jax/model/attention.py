@@ -7,12 +7,14 @@ Letters beyond `types.py`: R query heads per key-value head (H = K * R); Q queri
 head (R * T); C rows behind one prompt.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from l2s_jax.model.cache import BLOCK, Cache, Shared, Stored
+from l2s_jax.model.cache import BLOCK, PART, Cache, Shared, Stored
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.layers import Linear, RMSNorm, rotate
 
@@ -102,22 +104,43 @@ def over_stored(
 ) -> Partial:
     """`begin` merged with one layer's stored keys, block by block up to the longest row.
 
-    What is allocated beyond the longest row costs nothing.
+    What is allocated beyond the longest row costs nothing; its last block is read in parts.
     """
-    _, batch, num_kv, capacity, size = stored.k.shape
-    width = min(BLOCK, capacity)
+    capacity = stored.v.shape[3]
+    longest = jnp.max(stored.lengths, initial=0)
 
-    def block(index, partial):
-        at, part = (layer, 0, 0, index * width, 0), (1, batch, num_kv, width, size)
-        k_BKSE = jax.lax.dynamic_slice(stored.k, at, part)[0]
-        v_BKSE = jax.lax.dynamic_slice(stored.v, at, part)[0]
-        dots = jnp.einsum("BKQE,BKSE->BKQS", q_BKQE, k_BKSE, preferred_element_type=jnp.float32)
-        filled_BS = (index * width + jnp.arange(width))[None] < stored.lengths[:, None]
-        dots = jnp.where(filled_BS[:, None, None], dots * size**-0.5, HIDDEN)
-        return merge(partial, partial_softmax(dots, v_BKSE))
+    def read(width: int, start: Any, number: Any, partial: Partial) -> Partial:
+        def block(index, partial):
+            return merge(partial, _block(q_BKQE, stored, layer, start + index * width, width))
 
-    num_blocks = (jnp.max(stored.lengths, initial=0) + width - 1) // width
-    return jax.lax.fori_loop(0, num_blocks, block, begin)
+        return jax.lax.fori_loop(0, number, block, partial)
+
+    whole, part = longest // BLOCK, min(PART, capacity)
+    if capacity >= BLOCK:
+        begin = read(BLOCK, 0, whole, begin)
+    left = longest - whole * BLOCK
+    return read(part, whole * BLOCK, (left + part - 1) // part, begin)
+
+
+def _block(
+    q_BKQE: Float[Array, "B K Q E"],
+    stored: Stored,
+    layer: Int[Array, ""],
+    first: Int[Array, ""] | int,
+    width: int,
+) -> Partial:
+    """The partial softmax over `width` stored places from `first` on."""
+    _, batch, num_kv, _, size = stored.v.shape
+    k_BKES = jax.lax.dynamic_slice(
+        stored.k, (layer, 0, 0, 0, first), (1, batch, num_kv, size, width)
+    )[0]
+    v_BKSE = jax.lax.dynamic_slice(
+        stored.v, (layer, 0, 0, first, 0), (1, batch, num_kv, width, size)
+    )[0]
+    dots = jnp.einsum("BKQE,BKES->BKQS", q_BKQE, k_BKES, preferred_element_type=jnp.float32)
+    filled_BS = (first + jnp.arange(width))[None] < stored.lengths[:, None]
+    dots = jnp.where(filled_BS[:, None, None], dots * size**-0.5, HIDDEN)
+    return partial_softmax(dots, v_BKSE)
 
 
 def over_shared(q_BKQE: Float[Array, "B K Q E"], shared: Shared, layer: Int[Array, ""]) -> Partial:

@@ -7,7 +7,8 @@ A row's own tokens are its tail [B, S]. A prompt that several rows continue is h
 seat n * C + c is place c behind prompt n, and a row that works on it reads that prompt. Rows take
 seats in any order, so that a row which ends makes room for any other.
 
-Heads stand before positions, so that what attention reads at once lies side by side.
+Heads stand before positions, so that what attention reads at once lies side by side; keys lie with
+their positions last, since products over a last axis that is also the other's are slow on a CPU.
 """
 
 import dataclasses
@@ -19,13 +20,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 BLOCK = 128  # positions that attention reads at once; rooms are whole multiples of it
+PART = 64  # of a block that is not full
 
 
 @struct.dataclass
 class Stored:
     """Keys and values of `lengths` tokens each, for all layers."""
 
-    k: Any  # [L, B, K, S, E]
+    k: Any  # [L, B, K, E, S]
     v: Any  # [L, B, K, S, E]
     lengths: Any  # [B] int32
 
@@ -61,7 +63,12 @@ def room(num_tokens: int) -> int:
 
 def empty(shape: tuple[int, int, int, int, int], dtype: Any) -> Stored:
     """Room for [L, B, K, S, E] with nothing in it."""
-    return Stored(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[1], jnp.int32))
+    layers, rows, heads, places, size = shape
+    return Stored(
+        jnp.zeros((layers, rows, heads, size, places), dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros(rows, jnp.int32),
+    )
 
 
 def append(
@@ -77,7 +84,7 @@ def append(
     """
     rows_B = jnp.arange(tail.lengths.shape[0])
     return Stored(
-        tail.k.at[:, rows_B, :, tail.lengths].set(jnp.moveaxis(k[:, :, 0], 0, 1), mode="drop"),
+        tail.k.at[:, rows_B, :, :, tail.lengths].set(jnp.moveaxis(k[:, :, 0], 0, 1), mode="drop"),
         tail.v.at[:, rows_B, :, tail.lengths].set(jnp.moveaxis(v[:, :, 0], 0, 1), mode="drop"),
         tail.lengths + active_B.astype(jnp.int32),
     )
@@ -87,11 +94,10 @@ def extend(
     tail: Stored, k: Float[Array, "L B T K E"], v: Float[Array, "L B T K E"], place: Int[Array, ""]
 ) -> Stored:
     """`tail` with the same T places from `place` on written for every row; lengths stay."""
-    begin = (0, 0, 0, place, 0)
     return dataclasses.replace(
         tail,
-        k=jax.lax.dynamic_update_slice(tail.k, jnp.swapaxes(k, 2, 3), begin),
-        v=jax.lax.dynamic_update_slice(tail.v, jnp.swapaxes(v, 2, 3), begin),
+        k=jax.lax.dynamic_update_slice(tail.k, jnp.moveaxis(k, 2, 4), (0, 0, 0, 0, place)),
+        v=jax.lax.dynamic_update_slice(tail.v, jnp.swapaxes(v, 2, 3), (0, 0, 0, place, 0)),
     )
 
 

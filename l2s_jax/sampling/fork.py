@@ -25,8 +25,7 @@ from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params, forward, logits
 from l2s_jax.sampling.choose import FREE, Draw, choose, row_keys
 from l2s_jax.sampling.controllers.thought import CLOSING
-from l2s_jax.sampling.loop import DATA_AXES
-from l2s_jax.sampling.state import ROWS, WHOLE, LoopState, jobs_of, state_specs
+from l2s_jax.sampling.state import DATA_AXES, ROWS, WHOLE, LoopState, jobs_of, state_specs
 
 
 @struct.dataclass

@@ -22,7 +22,7 @@ from jaxtyping import Array, Key
 from l2s_jax.model.cache import room
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
-from l2s_jax.sampling import loop
+from l2s_jax.sampling import load, loop
 from l2s_jax.sampling.state import DONE, NO_TICKET, Jobs, LoopState, Results
 
 MIN_WIDTH = 16  # prompts are padded to this or a power of two above it
@@ -118,11 +118,11 @@ def serve(program: Program, queue: Queue, sizes: Sizes) -> tuple[Results, Served
     """The results of all jobs, in the queue's order (numpy), and what they cost."""
     shards = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
     desk = Desk(queue, sizes, shards)
-    state = loop.begin(program.model, program.mesh, sizes.as_static())
+    state = load.begin(program.model, program.mesh, sizes.as_static())
     rows, loads = sizes.rows, 0
     while True:
         while desk.can_load():
-            state = loop.load(program.model, program.mesh, program.params, state, desk.load())
+            state = load.load(program.model, program.mesh, program.params, state, desk.next_load())
             loads += 1
         state = loop.run(
             program.model,
@@ -185,7 +185,7 @@ class Desk:
     def can_load(self) -> bool:
         return bool(self._waiting) and any(self._free)
 
-    def load(self) -> loop.Load:
+    def next_load(self) -> load.Load:
         """The next prompts, spread evenly over the devices."""
         size, group = self._batch, self._queue.group
         num = self._shards * size
@@ -211,7 +211,7 @@ class Desk:
                 into[here] = source[theirs]
             ticket[here] = self._tickets + np.arange(group)
             self._tickets += group
-        return loop.Load(prompts=prompts, lengths=lengths, place=place, jobs=jobs, ticket=ticket)
+        return load.Load(prompts=prompts, lengths=lengths, place=place, jobs=jobs, ticket=ticket)
 
     def until(self, rows: int, watch: Watch | None) -> loop.Until:
         """Come back for waiting prompts as soon as a load of them has room, else to shrink."""

@@ -32,6 +32,8 @@ EMPTY, PENDING, RUNNING, DONE = range(4)
 ROWS = BATCH  # rows, prompts and jobs are cut over the mesh's data axes
 BY_ROW = PartitionSpec(None, *BATCH)  # arrays whose second axis is rows, behind the layers
 WHOLE = PartitionSpec()
+# Rows are cut by hand over these axes; heads and vocabulary over the others, by the compiler.
+DATA_AXES = {"data", "fsdp"}
 
 
 @struct.dataclass

@@ -25,14 +25,20 @@ def sampling_weights(cfg: ModelConfig, mesh: Mesh, params: Params) -> Params:
 
     Norm scales stay as they are: they multiply in float32.
     """
-    places = _places(cfg, mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
+    targets, program = _program(cfg, mesh, jax.tree.structure(params))
+    return program(jax.device_put(params, targets))
+
+
+@functools.lru_cache(maxsize=8)
+def _program(cfg: ModelConfig, mesh: Mesh, structure: Any) -> tuple[Any, Any]:
+    """(where the weights go, the program that casts them); made once for all steps of a run."""
+    places, whole = _places(cfg, mesh), NamedSharding(mesh, PartitionSpec())
+    parts = jax.tree.unflatten(structure, range(structure.num_leaves))
     targets = {
-        name: places.get(name, jax.tree.map(lambda _: whole, part)) for name, part in params.items()
+        name: places.get(name, jax.tree.map(lambda _: whole, part)) for name, part in parts.items()
     }
-    return jax.jit(functools.partial(_cast, cfg.compute_dtype), out_shardings=targets)(
-        jax.device_put(params, targets)
-    )
+    cast = functools.partial(_cast, cfg.compute_dtype)
+    return targets, jax.jit(cast, out_shardings=targets)
 
 
 def _places(cfg: ModelConfig, mesh: Mesh) -> Any:

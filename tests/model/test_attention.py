@@ -53,13 +53,14 @@ def test_attend_by_loops(heads, kv_heads):
 
 def stored(seed, layers, rows, kv_heads, capacity, size, lengths):
     k, v = normal(seed, 2, layers, rows, kv_heads, capacity, size)
-    return Stored(jnp.asarray(k), jnp.asarray(v), jnp.asarray(lengths, jnp.int32))
+    return Stored(jnp.asarray(k.swapaxes(3, 4)), jnp.asarray(v), jnp.asarray(lengths, jnp.int32))
 
 
 def behind(part, layer, place, own):
     """Keys and values of one stored row, and `own` behind them."""
     length = int(part.lengths[place])
-    k, v = (np.asarray(x[layer, place, :, :length]).swapaxes(0, 1) for x in (part.k, part.v))
+    k = np.asarray(part.k[layer, place, :, :, :length]).transpose(2, 0, 1)
+    v = np.asarray(part.v[layer, place, :, :length]).swapaxes(0, 1)
     return np.concatenate([k, own[0]]), np.concatenate([v, own[1]])
 
 
@@ -115,7 +116,7 @@ def test_what_is_allocated_but_not_filled_is_not_read():
     q, (k, v) = normal(0, 2, 1, 4, 8), normal(1, 2, 2, 1, 2, 8)
     tail = stored(2, 1, 2, 2, 512, 8, [100, 128])
     spoiled = Stored(
-        tail.k.at[..., 128:, :].set(jnp.nan), tail.v.at[..., 128:, :].set(jnp.nan), tail.lengths
+        tail.k.at[..., 128:].set(jnp.nan), tail.v.at[..., 128:, :].set(jnp.nan), tail.lengths
     )
     mask = jnp.ones((2, 1, 1), bool)
     arrays = (*map(jnp.asarray, (q, k, v)), mask)

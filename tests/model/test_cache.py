@@ -27,7 +27,7 @@ def test_rows_fill_at_their_own_pace():
     assert tail.lengths.tolist() == [len(row) for row in held]
     for row, values in enumerate(held):
         for layer in range(LAYERS):
-            assert tail.k[layer, row, 0, : len(values), 0].tolist() == values
+            assert tail.k[layer, row, 0, 0, : len(values)].tolist() == values
             assert tail.v[layer, row, 0, : len(values), 1].tolist() == [-v for v in values]
 
 
@@ -46,13 +46,13 @@ def test_rewound_tokens_are_overwritten():
     assert tail.lengths.tolist() == [0, 1, 1, 1, 1, 1]
     tail = append(tail, token(2), token(2), jnp.ones(ROWS, bool))
     assert tail.k[0, 0, 0, 0, 0] == 20.0
-    assert tail.k[0, 1, 0, :2, 0].tolist() == [11.0, 21.0]
+    assert tail.k[0, 1, 0, 0, :2].tolist() == [11.0, 21.0]
 
 
 def test_a_chunk_is_written_for_every_row():
     two = jnp.concatenate([token(1), token(2)], axis=2)
     tail = extend(nothing(), two, -two, jnp.int32(1))
-    assert tail.k[1, 3, 0, :, 0].tolist() == [0.0, 13.0, 23.0]
+    assert tail.k[1, 3, 0, 0, :].tolist() == [0.0, 13.0, 23.0]
     assert tail.v[1, 3, 0, :, 0].tolist() == [0.0, -13.0, -23.0]
     assert tail.lengths.tolist() == [0] * ROWS
 

@@ -200,7 +200,7 @@ def prefill(cfg, params, tokens_NP, lengths_N, group, tail):
     mask = visible(real_NP, jnp.zeros_like(real_NP))
     hidden, (k, v) = forward(cfg, params, tokens_NP, index_NP, mask_BTT=mask)
     last = jnp.take_along_axis(hidden, (lengths_N - 1)[:, None, None], axis=1)[:, 0]
-    stored = Stored(jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3), lengths_N)
+    stored = Stored(jnp.moveaxis(k, 2, 4), jnp.swapaxes(v, 2, 3), lengths_N)
     seat = jnp.arange(group * len(lengths_N))
     shared = Shared(stored, seat.reshape(-1, group), seat)
     shape = (cfg.num_layers, len(seat), cfg.num_kv_heads, tail, cfg.head_dim)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from l2s_jax.model.hf.origin import Origin
-from l2s_jax.sampling import loop
+from l2s_jax.sampling import load, loop
 from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig
 from l2s_jax.sampling.controllers.thought import ThoughtConfig
 from l2s_jax.sampling.engine import Engine
@@ -239,10 +239,10 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
 
     def spy(*args):
         seen.append(args[-1])
-        return load(*args)
+        return honest(*args)
 
-    load = loop.load
-    monkeypatch.setattr(loop, "load", spy)
+    honest = load.load
+    monkeypatch.setattr(load, "load", spy)
     requests = make_requests()
     sample(requests)
     [asked] = seen
@@ -251,7 +251,7 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
 
 
 def programs():
-    return [f._cache_size() for f in (loop.begin, loop.load, loop.run, loop.shrink, loop.forget)]
+    return [f._cache_size() for f in (load.begin, load.load, loop.run, loop.shrink, loop.forget)]
 
 
 def test_nothing_that_a_request_can_ask_for_compiles_anew():

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params, init_params
-from l2s_jax.sampling import loop
+from l2s_jax.sampling import load, loop
 from l2s_jax.sampling.controllers.thought import ThoughtConfig
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
@@ -278,7 +278,7 @@ def test_cache_bytes_are_those_of_the_arrays():
     model = random_policy().model
     sizes = Sizes(rows=8, group=4, prompts=6, width=32, max_tokens=14, stops=(1, 1))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    state = loop.begin(model, mesh, sizes.as_static())
+    state = load.begin(model, mesh, sizes.as_static())
     tail, prompts = state.cache.tail, state.prompts.stored
     arrays = (tail.k, tail.v, prompts.k, prompts.v)
     assert sizes.cache_bytes(model) == sum(a.nbytes for a in arrays)
@@ -298,11 +298,11 @@ def test_the_prompt_is_read_once_however_many_samples():
 
     def flops(group):
         sizes = Sizes(rows=4 * group, group=group, prompts=4, width=64, max_tokens=16, stops=(1, 1))
-        state = loop.begin(model, mesh, sizes.as_static())
+        state = load.begin(model, mesh, sizes.as_static())
         jobs = jax.tree.map(lambda leaf: leaf[: 4 * group], state.jobs)
         ticket = jnp.arange(4 * group)
         prompts = jnp.ones((4, 64), jnp.int32)
-        asked = loop.Load(prompts, jnp.full(4, 64), jnp.arange(4), jobs, ticket)
-        return count_flops(loop.load.lower(model, mesh, params, state, asked))
+        asked = load.Load(prompts, jnp.full(4, 64), jnp.arange(4), jobs, ticket)
+        return count_flops(load.load.lower(model, mesh, params, state, asked))
 
     assert flops(8) <= 1.1 * flops(1)
