@@ -31,3 +31,14 @@ def shared_data() -> pathlib.Path:
     if not (root / "data").is_dir():
         pytest.skip(f"real data not found: {root / 'data'} (set L2S_SHARED to its parent)")
     return root / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs live no longer than their test file.
+
+    Each takes many of the memory mappings that a process may have (65,530 on Linux by default);
+    a worker that keeps those of all files ends with "Aborted" inside a compilation.
+    """
+    yield
+    jax.clear_caches()
