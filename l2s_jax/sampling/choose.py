@@ -59,7 +59,7 @@ def row_keys(
 def best(scores_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
     """The first place of each row's largest entry.
 
-    Two plain reductions: on a CPU they take a tenth of the time of `argmax`.
+    Two plain reductions: on a CPU they take a quarter of the time of `argmax`.
     """
     most_B1 = jnp.max(scores_BV, axis=-1, keepdims=True)
     place_V = jnp.arange(scores_BV.shape[-1], dtype=jnp.int32)
