@@ -6,10 +6,10 @@ CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3
 # Two processes: most of the time goes into compiling, which uses one core.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test check format plan-recipes clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 install: .venv/.installed  ## l2s in .venv, with pinned requirements
 
@@ -24,6 +24,11 @@ check: .venv/.installed-test  ## lint, format and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
+
+# Half an hour or more: every size of Qwen2.5 that a test cannot wait for.
+plan-recipes: .venv/.installed-test  ## the recipes' smallest slices, compiled for real
+	@$(PIP) install --constraint constraints.txt --editable '.[plan]'
+	.venv/bin/python benchmarks/plan_recipes.py
 
 format: .venv/.installed-test  ## rewrite the code as `make check` wants it
 	.venv/bin/ruff check --fix-only .

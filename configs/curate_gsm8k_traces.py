@@ -5,13 +5,14 @@ from three instruction models, two of which never box their answers (`l2s_jax/da
 
 l2s curate --config configs/curate_gsm8k_traces.py --workdir runs/curate_gsm8k
 Elsewhere: --set source.path=TRACES.jsonl --set tokenizer=FOLDER.
-Hardware: two CPU cores. Time: 4 s, 10 s on a busy one. Result: 553 items of 582 problems, 526 of
-them EASY (95.1 %); right: DeepSeek-R1 95.2 %, Qwen2.5-32B-Instruct 87.8 %, gemma-2-27b-it and
-Phi-3-medium 84.5 %; mean tokens of EASY items 1,215 on the long path, 130 on the short one.
+Hardware: two CPU cores. Time: 15 s of one core. Result: 553 items of 582 problems, 501 of them EASY
+(90.6 %; 25 more have a short path and are kept regular); right: DeepSeek-R1 95.2 %,
+Qwen2.5-32B-Instruct 87.8 %, gemma-2-27b-it and Phi-3-medium 84.5 %; mean tokens of EASY items 1,211
+on the long path, 130 on the short one. A second implementation agrees on all 1,054 paths.
 """
 
 from l2s_jax.curation.reject import CurateRun
-from l2s_jax.data.sources import RecordedTraces
+from l2s_jax.data.recorded import RecordedTraces
 
 
 def get_config() -> CurateRun:

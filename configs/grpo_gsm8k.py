@@ -10,7 +10,7 @@ from a tiny random model.
 """
 
 from l2s_jax.data.sources import JsonlProblems
-from l2s_jax.objectives.presets import V2
+from l2s_jax.objectives.presets import v2
 from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.optim import OptimConfig
@@ -20,7 +20,7 @@ def get_config() -> GrpoRun:
     return GrpoRun(
         model="runs/sft_gsm8k",
         problems=JsonlProblems(path="../shared/data/benchmarks/gsm8k_train.jsonl"),
-        preset=V2(),
+        preset=v2(),
         rollouts="auto",
         sampling=SamplingConfig(num_samples=8, max_new_tokens=2048, max_rows=128),
         prompts_per_step=16,

@@ -12,8 +12,9 @@ baseline, Bespoke-Stratos.
 """
 
 from l2s_jax.tokens.layouts import LayoutConfig
+from l2s_jax.training.curated import CuratedItems
 from l2s_jax.training.optim import OptimConfig
-from l2s_jax.training.sft import CuratedItems, SftRun
+from l2s_jax.training.sft import SftRun
 
 
 def get_config() -> SftRun:
@@ -24,7 +25,7 @@ def get_config() -> SftRun:
         batch_rows=8,
         num_steps=43,
         optim=OptimConfig(peak_lr=1e-5, warmup_steps=4, final_fraction=0.0),
-        remat=True,
+        remat="full",
         log_every=1,
         save_every=20,
     )

@@ -336,29 +336,52 @@ def _in_user_code(path: pathlib.Path, call: Callable[[], Any]) -> Any:
 def claim_workdir(cfg: Any, workdir: pathlib.Path) -> None:
     """Makes `workdir` this config's own: saves config.json there, or finds the same one saved.
 
-    The same config may claim again (that is a resumed run); another one may not.
+    The same config may claim again (that is a resumed run), also with other values of what it
+    declares free to change; another one may not.
     """
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"workdir {workdir} is a file. Give a folder, new or of this run.")
     workdir.mkdir(parents=True, exist_ok=True)
     saved = workdir / CONFIG_FILE
     if not saved.exists():
-        beside = workdir / f".{CONFIG_FILE}.{uuid.uuid4().hex}"
-        beside.write_text(json.dumps(to_json(cfg), indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, saved)
+        _write_config(cfg, workdir)
         return
     try:
-        old = _leaves(json.loads(saved.read_text(encoding="utf-8")))
+        old = json.loads(saved.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{saved}: not a saved config ({error}). Use another workdir.") from error
-    new = _leaves(to_json(cfg))
-    fields = [name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)]
-    if fields:
-        changes = ", ".join(f"{n}: {_state(old, n)} → {_state(new, n)}" for n in fields)
+    if refuse_changes(old, cfg, f"workdir {workdir}"):
+        _write_config(cfg, workdir)
+
+
+def _write_config(cfg: Any, workdir: pathlib.Path) -> None:
+    beside = workdir / f".{CONFIG_FILE}.{uuid.uuid4().hex}"
+    beside.write_text(json.dumps(to_json(cfg), indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, workdir / CONFIG_FILE)
+
+
+def refuse_changes(old: Any, cfg: Any, where: str) -> list[str]:
+    """What differs from a saved config in JSON, all of it harmless; ValueError if not all is.
+
+    Harmless are the fields that a config's class names in `MAY_CHANGE`: how fast the run goes and
+    what it writes, but not what it computes. They are told on stderr.
+
+    Args:
+      where: what the saved config belongs to, for the message.
+    """
+    before, after = _leaves(old), _leaves(to_json(cfg))
+    fields = [n for n in {**before, **after} if before.get(n, ...) != after.get(n, ...)]
+    changes = {n: f"{n}: {_state(before, n)} → {_state(after, n)}" for n in fields}
+    free = getattr(type(cfg), "MAY_CHANGE", ())
+    wrong = [change for n, change in changes.items() if n.split(".")[0] not in free]
+    if wrong:
         raise ValueError(
-            f"workdir {workdir} belongs to another config ({changes})."
+            f"{where} belongs to another config ({', '.join(wrong)})."
             " Use another --workdir, or undo the change to go on with that run."
         )
+    if changes:
+        print(f"{where} goes on with {', '.join(changes.values())}", file=sys.stderr)
+    return list(changes.values())
 
 
 def _leaves(value: Any, where: str = "") -> dict[str, Any]:

@@ -14,7 +14,8 @@ import numpy as np
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# The rows of a batch are cut over both data axes; parameters over fsdp and tensor.
+# Rows of a batch are cut over both data axes, its time over context, parameters over fsdp and
+# tensor.
 RULES = (
     ("vocab", "tensor"),
     ("width", "fsdp"),
@@ -24,6 +25,8 @@ RULES = (
     ("layers", None),
 )
 BATCH = PartitionSpec(("data", "fsdp"))
+TIMED = PartitionSpec(*BATCH, "context")
+AXES = ("data", "fsdp", "context", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,30 +36,55 @@ class MeshConfig:
     data: int = -1  # whole copies of the parameters
     fsdp: int = 1  # parameters cut, gathered when used
     tensor: int = 1  # heads, feed-forward and vocabulary cut
+    context: int = 1  # rows cut along time, in training; keys and values gathered when used
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp, self.tensor)
-        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        if any(size == 0 or size < -1 for size in self.sizes) or self.sizes.count(-1) > 1:
             raise ValueError(
-                f"MeshConfig(data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}): sizes are"
-                " at least 1, and at most one is -1 (all devices that are left)."
+                f"{self}: sizes are at least 1, and at most one is -1 (all devices that are left)."
             )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the mesh's axes."""
+        return self.data, self.fsdp, self.context, self.tensor
 
 
 def make_mesh(cfg: MeshConfig, devices: Any = None) -> Mesh:
-    """A mesh of axes data, fsdp, tensor over `devices` (default: all)."""
-    devices = list(jax.devices() if devices is None else devices)
-    sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+    """A mesh of the four axes over `devices` (default: all).
+
+    Those of a host stand side by side, so that tensor, the fastest axis, is the last to leave one.
+    """
+    devices = sorted(jax.devices() if devices is None else devices, key=_by_host)
+    sizes, needed = list(cfg.sizes), abs(math.prod(cfg.sizes))
     if -1 in sizes:
-        known = -int(np.prod(sizes))
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+        sizes[sizes.index(-1)] = len(devices) // needed
+    if math.prod(sizes) != len(devices):
         raise ValueError(
-            f"MeshConfig(data={cfg.data}, fsdp={cfg.fsdp}, tensor={cfg.tensor}) needs"
-            f" {abs(int(np.prod([cfg.data, cfg.fsdp, cfg.tensor])))} devices or a multiple of"
-            f" them, but there are {len(devices)}. Set one axis to -1."
+            f"{cfg} needs {needed} devices or a multiple of them, but there are {len(devices)}."
+            " Set one axis to -1."
         )
-    return Mesh(np.asarray(devices).reshape(sizes), ("data", "fsdp", "tensor"))
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def _by_host(device: Any) -> tuple[int, int, int]:
+    # On a slice, device numbers follow the coordinates of the chips, and hosts interleave in them.
+    return getattr(device, "slice_index", 0) or 0, device.process_index, device.id
+
+
+def host_mesh(mesh: Mesh) -> Mesh:
+    """This host's part of a mesh, all on the data axis but for what `tensor` cuts.
+
+    A device has the same place on the tensor axis in both.
+    """
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    tensor = mesh.shape["tensor"]
+    if len(mine) % tensor:
+        raise ValueError(
+            f"MeshConfig.tensor={tensor} cuts the weights over several hosts of {len(mine)}"
+            f" devices, but each host samples by itself. Set tensor to a divisor of {len(mine)}."
+        )
+    return Mesh(np.asarray(mine).reshape(-1, 1, 1, tensor), mesh.axis_names)
 
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -85,6 +113,27 @@ def check_even(name: str, leaf: Any, spec: PartitionSpec, mesh: Mesh) -> None:
                 f" be cut into {parts} equal parts, the size of mesh axis {axis!r}. Set"
                 f" MeshConfig.{axis} to a divisor of it, such as {math.gcd(size, parts)}."
             )
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Equal parts into which the rows of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def settled(made: Any, mesh: Mesh) -> Any:
+    """`made`, waited for where the mesh is several devices of one CPU.
+
+    There a program holds a thread for each device until all have met in its collectives, and the
+    threads are as many as the devices: two programs in flight can wait for each other's for ever.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(made)
+    return made
+
+
+def timed_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data axes, their time over the context axis, everything else whole."""
+    return NamedSharding(mesh, TIMED)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

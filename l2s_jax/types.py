@@ -13,7 +13,7 @@ Words: *thought* is a reasoning text without triggers, *answer text* what a trac
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from flax import struct
@@ -44,6 +44,7 @@ class Trace:
     teacher: str
     thought: str
     answer: str  # the text after the thought, which states the final answer
+    is_cut: bool = False  # ended at the teacher's budget: never right, whatever it says on the way
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,23 +119,50 @@ class Batch:
     positions: Any  # [B, T] int32, within the segment; a branch continues the trunk
     segment_ids: Any  # [B, T] int32, from 1; 0 is padding
     branches: Any  # [B, T] int32, 0 is the trunk
+    easy: Any  # [B, T] bool, True on tokens of EASY items
+    routing: Any  # [B, T] bool, True where the target tells EASY from LONG; once in a segment
     num_tokens: Any  # [] float32, sum of weights over the whole step
+
+    # [B, T], along the row, so that a mesh may cut them along T as well.
+    TIMED: ClassVar = (
+        "tokens",
+        "targets",
+        "weights",
+        "positions",
+        "segment_ids",
+        "branches",
+        "easy",
+        "routing",
+    )
 
 
 @struct.dataclass
 class RolloutBatch:
     """Rollouts for one policy update: packed for the model, a row each for the loss.
 
-    R packed rows of W tokens hold B rollouts, prompt and completion side by side, so that the
-    model reads no padding between a short completion and a long one.
+    R packed rows of W tokens hold B rollouts, so that the model reads no padding between a short
+    completion and a long one. A segment is a prompt, as trunk, and completions of it, as branches:
+    a prompt is read once for all that share a row. Rows and rollouts can be cut into M equal parts:
+    what is in a part of the one is in the same part of the other.
     """
 
     tokens: Any  # [R, W] int32, what the model reads
     targets: Any  # [R, W] int32, the token that follows in the same rollout
     positions: Any  # [R, W] int32
-    segment_ids: Any  # [R, W] int32, from 1, one rollout each; 0 is padding
-    places: Any  # [B, T] int32, where in R * W each completion token is the target
+    segment_ids: Any  # [R, W] int32, from 1; 0 is padding
+    branches: Any  # [R, W] int32, one completion each, from 1; 0 is the trunk
+    wanted: Any  # [R, W] bool, True where the target is a completion token that the loss may read
+    places: Any  # [B, T] int32, where in the R * W of its part each completion token is the target
     old_logp: Any  # [B, T] float32, nats, under the behaviour policy
     advantages: Any  # [B] float32
     free: Any  # [B, T] bool, True on tokens that the policy chose
-    num_sequences: Any  # [] float32, denominator: rollouts of the whole step
+    marker: Any  # [B, T] bool, the token that decides the route, whoever chose it; one at most
+    num_sequences: Any  # [] float32, rollouts of the whole step
+    num_tokens: Any  # [] float32, free tokens of the whole step, at least 1
+    max_tokens: Any  # [] float32, the most tokens that a rollout may have
+    ref_logp: Any = None  # [B, T] float32, nats, under the reference policy; for a KL term
+    sampler_logp: Any = None  # [B, T] float32, nats, as the sampler's program wrote it down; then
+    # `old_logp` is the trainer's program on the same weights
+
+    # [R, W], along the row, so that a mesh may cut them along W as well.
+    TIMED: ClassVar = ("tokens", "targets", "positions", "segment_ids", "branches", "wanted")

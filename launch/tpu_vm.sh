@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# A TPU VM with l2s on it, running one verb: see launch/README.md. Environment only.
+# A TPU VM or slice with l2s on it, running one verb on all of its hosts: see launch/README.md.
+# Environment only: what is trained, and how, is in configs/.
 set -euo pipefail
 
 usage() {
-  echo "usage: launch/tpu_vm.sh [--dry-run] NAME ZONE TYPE VERB [options of l2s VERB]" >&2
+  cat >&2 <<'END'
+usage: launch/tpu_vm.sh [--dry-run] run    NAME ZONE TYPE VERB [options of l2s VERB]
+       launch/tpu_vm.sh [--dry-run] create NAME ZONE TYPE
+       launch/tpu_vm.sh [--dry-run] logs   NAME ZONE [WORKER]
+       launch/tpu_vm.sh [--dry-run] delete NAME ZONE
+END
   exit 2
 }
 
@@ -12,56 +18,184 @@ if [[ "${1:-}" == --dry-run ]]; then
   dry_run=true
   shift
 fi
-[[ $# -ge 4 ]] || usage
-name=$1 zone=$2 type=$3
+[[ $# -ge 3 ]] || usage
+command=$1 name=$2 zone=$3
 shift 3
-verb=$(printf '%q ' "$@")
+
 image=${L2S_TPU_IMAGE:-v2-alpha-tpuv5-lite}
+queued=${L2S_TPU_QUEUED:-0}    # 1: ask for the machine in the queue
+max_starts=${L2S_TPU_STARTS:-5} # of the run; each but the first after a loss of the machine
+pause=${L2S_TPU_PAUSE:-30}     # seconds between two looks at the cloud
 read -ra flags <<<"${L2S_TPU_FLAGS:-}"
 
-cd "$(dirname "$0")/.."
 tpu=(gcloud compute tpus tpu-vm)
+queue=(gcloud compute tpus queued-resources)
 here=(--zone "$zone")
+cd "$(dirname "$0")/.."
+
+say() { echo "launch/tpu_vm.sh: $*" >&2; }
 
 run() {
-  printf '+ ' >&2
-  printf '%q ' "$@" >&2
+  printf '+' >&2
+  printf ' %q' "$@" >&2
   echo >&2
   $dry_run || "$@"
 }
 
-on_workers() { run "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command "$1"; }
+# ---- the machine ----
 
-exists() { "${tpu[@]}" describe "$name" "${here[@]}" >/dev/null 2>&1; }
+state() { "${tpu[@]}" describe "$name" "${here[@]}" --format='value(state)' 2>/dev/null || echo NONE; }
 
-num_hosts() {
-  "${tpu[@]}" describe "$name" "${here[@]}" --format='value(networkEndpoints.len())'
+queue_state() {
+  "${queue[@]}" describe "$name" "${here[@]}" --format='value(state.state)' 2>/dev/null || echo NONE
 }
 
-if $dry_run || ! exists; then
-  run "${tpu[@]}" create "$name" "${here[@]}" --accelerator-type "$type" --version "$image" \
-    ${flags[@]+"${flags[@]}"}
-fi
+create() {
+  if [[ $queued == 1 ]]; then
+    run "${queue[@]}" create "$name" "${here[@]}" --node-id "$name" --accelerator-type "$type" \
+      --runtime-version "$image" ${flags[@]+"${flags[@]}"}
+    wait_in_queue
+  else
+    run "${tpu[@]}" create "$name" "${here[@]}" --accelerator-type "$type" --version "$image" \
+      ${flags[@]+"${flags[@]}"}
+  fi
+}
 
-if ! $dry_run && [[ $(num_hosts) != 1 ]]; then
-  echo "launch/tpu_vm.sh: $name has $(num_hosts) hosts, this version runs on one." \
-    "Choose a TYPE with one host, such as v5litepod-8." >&2
-  exit 2
-fi
+wait_in_queue() {
+  local found
+  run "${queue[@]}" describe "$name" "${here[@]}" --format='value(state.state)'
+  $dry_run && return
+  while found=$(queue_state) && [[ $found != ACTIVE ]]; do
+    case $found in
+      FAILED | SUSPENDED | SUSPENDING | NONE)
+        say "the request $name ended as $found before it became a machine"
+        return 1
+        ;;
+    esac
+    say "$name is $found"
+    sleep "$pause"
+  done
+}
 
-# What is committed, and nothing else: a result must be reproducible from a commit.
-archive=$(mktemp -t l2s_jax.XXXXXX)
-trap 'rm -f "$archive"' EXIT
-run git archive --format=tar.gz --output "$archive" HEAD
-run "${tpu[@]}" scp "$archive" "$name:l2s_jax.tar.gz" "${here[@]}" --worker=all
+delete() {
+  if [[ $queued == 1 ]]; then
+    run "${queue[@]}" delete "$name" "${here[@]}" --force --quiet
+  else
+    run "${tpu[@]}" delete "$name" "${here[@]}" --quiet
+  fi
+}
 
-on_workers 'mkdir -p l2s_jax && tar -xzf l2s_jax.tar.gz -C l2s_jax'
-# The images of Google hold Python 3.10; Ubuntu has 3.11 beside it.
-on_workers 'command -v python3.11 || (sudo apt-get update -q && sudo apt-get install -qy python3.11-venv)'
-on_workers 'cd l2s_jax && make install && .venv/bin/pip install -qq -c constraints.txt -e ".[tpu]"'
-on_workers "cd l2s_jax && .venv/bin/l2s $verb"
+# Leaves a machine that is READY; one that was taken away is removed and asked for again.
+ensure() {
+  $dry_run && { create; return; }
+  case $(state) in
+    READY) return ;;
+    NONE)
+      # A request whose machine is gone keeps its name, and its share of the quota.
+      if [[ $queued == 1 && $(queue_state) != NONE ]]; then delete; fi
+      ;;
+    *) delete ;;
+  esac
+  create
+}
 
-$dry_run && exit
-echo "Results are on the TPU VM. Fetch them, then delete it:" >&2
-echo "  gcloud compute tpus tpu-vm scp --recurse $name:l2s_jax/runs . --zone $zone" >&2
-echo "  gcloud compute tpus tpu-vm delete $name --zone $zone" >&2
+# ---- what is on it ----
+
+on_workers() { run "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command "$1"; }
+
+install() {
+  # What is committed, and nothing else: a result must be reproducible from a commit.
+  local archive
+  archive=$(mktemp -t l2s_jax.XXXXXX)
+  run git archive --format=tar.gz --output "$archive" HEAD
+  run "${tpu[@]}" scp "$archive" "$name:l2s_jax.tar.gz" "${here[@]}" --worker=all
+  rm -f "$archive"
+  on_workers 'mkdir -p l2s_jax && tar -xzf l2s_jax.tar.gz -C l2s_jax'
+  # The images of Google hold Python 3.10; Ubuntu has 3.11 beside it.
+  on_workers 'command -v python3.11 || (sudo apt-get update -q && sudo apt-get install -qy python3.11-venv)'
+  on_workers 'cd l2s_jax && make install && .venv/bin/pip install -qq -c constraints.txt -e ".[tpu]"'
+  if [[ -n ${L2S_TPU_SETUP:-} ]]; then on_workers "$L2S_TPU_SETUP"; fi
+}
+
+# ---- the run ----
+
+# Detached, so that a connection which breaks does not end it. One that goes on is left alone; one
+# that has ended may still hold its number, where nobody has waited for it.
+start() {
+  on_workers "cd l2s_jax && if [ -f run.pid ] && [ ! -f run.exit ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then exit 0; fi; \
+rm -f run.exit; nohup setsid bash -c $(printf '%q' ".venv/bin/l2s $verb; echo \$? >run.exit") \
+>run.log 2>&1 </dev/null & echo \$! >run.pid"
+}
+
+# Worker 0 writes the progress; returns when the run has ended there, or the connection has.
+follow() {
+  run "${tpu[@]}" ssh "$name" "${here[@]}" --worker="${1:-0}" --command \
+    'cd l2s_jax || exit; tail -n +1 -F run.log & until [ -f run.exit ]; do sleep 1; done; sleep 1; kill $!' ||
+    true
+}
+
+# The largest exit code of all workers; fails while one of them runs or cannot be reached.
+outcome() {
+  "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command 'cat l2s_jax/run.exit' 2>/dev/null |
+    grep -E '^[0-9]+$' | sort -n | tail -1
+}
+
+run_to_the_end() {
+  local starts=0 code found
+  while ((starts < max_starts)); do
+    starts=$((starts + 1)) code=""
+    if ! { ensure && install && start; }; then
+      say "start $starts of $max_starts failed"
+      $dry_run || sleep "$pause"
+      continue
+    fi
+    follow
+    if $dry_run; then
+      run "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command 'cat l2s_jax/run.exit'
+      return
+    fi
+    # A connection may break while the run goes on.
+    while found=$(state) && [[ $found == READY ]]; do
+      code=$(outcome) && [[ -n $code ]] && break
+      sleep "$pause"
+      follow
+    done
+    if [[ $found == READY && $code -lt 128 ]]; then
+      [[ $code == 0 ]] || say "l2s ended with code $code; see run.log on the workers"
+      return "$code"
+    fi
+    say "$name is $found${code:+, l2s ended with code $code}: going on where the run was saved"
+    sleep "$pause"
+  done
+  say "given up after $max_starts starts; the same command goes on"
+  return 1
+}
+
+case $command in
+  run)
+    [[ $# -ge 2 ]] || usage
+    type=$1
+    shift
+    verb=$(printf '%q ' "$@")
+    verb=${verb% }
+    code=0
+    run_to_the_end || code=$?
+    say "the machine costs money until it is deleted: launch/tpu_vm.sh delete $name $zone"
+    exit "$code"
+    ;;
+  create)
+    [[ $# -eq 1 ]] || usage
+    type=$1
+    ensure
+    install
+    ;;
+  logs)
+    [[ $# -le 1 ]] || usage
+    follow "${1:-0}"
+    ;;
+  delete)
+    [[ $# -eq 0 ]] || usage
+    delete
+    ;;
+  *) usage ;;
+esac

@@ -2,11 +2,15 @@
 
 import os
 import pathlib
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Most of the suite's time is compiling, and most programs run once or twice. A user's processes
+# (`user_environment`) have the optimisations.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +35,25 @@ def shared_data() -> pathlib.Path:
     if not (root / "data").is_dir():
         pytest.skip(f"real data not found: {root / 'data'} (set L2S_SHARED to its parent)")
     return root / "data"
+
+
+@pytest.fixture(scope="session")
+def user_environment(tmp_path_factory) -> dict[str, str]:
+    """The environment of a real `l2s` process, as a user has it: one device, optimised programs.
+
+    All such processes of a test run, whichever worker starts them, keep what they compile in one
+    place, so that it is compiled once.
+    """
+    ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    own = {name: value for name, value in os.environ.items() if name not in ours}
+    base = tmp_path_factory.getbasetemp()
+    whole_run = base.parent if "PYTEST_XDIST_WORKER" in own else base
+    return own | {
+        "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{own['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_COMPILATION_CACHE_DIR": str(whole_run / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)

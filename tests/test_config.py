@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -283,6 +283,27 @@ def test_another_config_is_told_what_differs(tmp_path):
         assert part in message
     assert "peak_lr" not in message
     assert from_json(Toy, json.loads((tmp_path / "config.json").read_text())) == Toy()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loose:
+    lr: float = 0.5
+    num_workers: int = 2
+    source: Source | None = None
+    MAY_CHANGE: ClassVar = ("num_workers", "source")
+
+
+def test_what_a_config_declares_free_may_change_between_two_starts(tmp_path, capsys):
+    claim_workdir(Loose(), tmp_path)
+    claim_workdir(Loose(num_workers=3, source=Source(path="x")), tmp_path)
+    said = capsys.readouterr().err
+    assert "goes on with" in said and "num_workers: 2 → 3" in said and 'path: absent → "x"' in said
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert from_json(Loose, saved) == Loose(num_workers=3, source=Source(path="x"))
+    with pytest.raises(ValueError, match=r"another config \(lr: 0.5 → 0.25\)"):
+        claim_workdir(Loose(lr=0.25, num_workers=4, source=Source(path="x")), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == saved
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_an_unreadable_claim_and_a_file_for_a_workdir(tmp_path):

@@ -4,16 +4,35 @@ from jax.sharding import PartitionSpec as P
 
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params
-from l2s_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shardings
+from l2s_jax.sharding import (
+    MeshConfig,
+    batch_sharding,
+    host_mesh,
+    make_mesh,
+    replicated,
+    shardings,
+)
 from tests.model.test_config import TINY
 
 
 def test_one_axis_takes_the_devices_that_are_left():
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+    assert dict(make_mesh(MeshConfig(context=4)).shape)["data"] == 2
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     assert one.size == 1
+
+
+def test_a_host_s_part_keeps_each_device_s_place_on_the_tensor_axis():
+    """Here one host has them all; `tests/training/test_hosts.py` has several."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    part = host_mesh(mesh)
+    assert dict(part.shape) == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    for tensor in range(2):
+        assert {*part.devices[..., tensor].flat} == {*mesh.devices[..., tensor].flat}
+    shuffled = make_mesh(MeshConfig(), jax.devices()[::-1])
+    assert list(shuffled.devices.flat) == jax.devices()  # a host's devices side by side, in order
 
 
 def test_every_parameter_lies_as_its_axes_say():

@@ -1,9 +1,12 @@
 """How a run meets the machine: decided once, before jax wakes up.
 
-Lives here: the settings of XLA's CPU backend. Not here: the mesh (`sharding.py`).
+Lives here: the settings of XLA's CPU backend, and of libtpu where no TPU is. Not here: the mesh
+(`sharding.py`).
 """
 
+import importlib.util
 import os
+import pathlib
 
 FLAG = "--xla_force_host_platform_device_count"
 NUM_CPU_DEVICES = 2
@@ -21,5 +24,29 @@ def use_cpu_cores() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}={NUM_CPU_DEVICES}".strip()
     import jax
 
-    # Collectives of overlapping steps can wait for each other when cores are fewer than threads.
+    # The loops wait for what collectives make (`sharding.settled`); this does so for all else.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def quiet_absent_tpu() -> None:
+    """Has libtpu, which `l2s plan` needs, say nothing on a machine without a TPU.
+
+    Once it is installed, JAX has it look for a TPU whatever the program; it finds none, and writes
+    lines to standard error that look like errors.
+    """
+    devices = [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")]
+    if not devices and importlib.util.find_spec("libtpu") is not None:
+        quiet_libtpu()
+
+
+def quiet_libtpu() -> None:
+    """Has libtpu look for no TPU and say nothing of it: it is here to compile."""
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # or it asks Google's metadata server, and waits for it
+        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(variable, value)

@@ -6,7 +6,7 @@ Not here: what a verb does (`cli/runs.py`, `cli/demo.py`, `cli/generate.py`, `cl
 `l2s --help` answers at once.
 
 Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 a user's mistake (with one message
-that names the fix), 130 interrupted.
+that names the fix), 130 interrupted, 143 terminated (SIGTERM; a training run has saved its steps).
 """
 
 import argparse
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 from l2s_jax import __version__
+from l2s_jax.cli.devices import quiet_absent_tpu
 
 USER_MISTAKES = (
     ValueError,
@@ -32,7 +33,9 @@ MODES = ("auto", "force-long", "force-short", "free")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of `l2s` with these arguments."""
-    return exit_code(_parser().parse_args(argv))
+    args = _parser().parse_args(argv)
+    quiet_absent_tpu()
+    return exit_code(args)
 
 
 def exit_code(args: argparse.Namespace) -> int:
@@ -69,11 +72,28 @@ def _demo(args: argparse.Namespace) -> None:
     run_demo(args.workdir, quick=args.quick)
 
 
+def _curate(args: argparse.Namespace) -> None:
+    if args.audit is None:
+        if args.out is not None:
+            raise ValueError("--out goes with --audit. A run writes into --workdir.")
+        if args.config is None or args.workdir is None:
+            raise ValueError("give --config and --workdir, or --audit LABELLED.jsonl --out DIR.")
+        _run(args)
+        return
+    if args.out is None or args.config is not None or args.set:
+        raise ValueError("--audit takes --out DIR, and --workdir of a curation if you like.")
+    from l2s_jax.cli.audit import run_audit
+
+    run_audit(args.audit, args.out, args.workdir)
+
+
 def _run(args: argparse.Namespace) -> None:
+    from l2s_jax.cli.join import together
     from l2s_jax.cli.runs import run_config
 
-    run_config(args.verb, args.config, args.workdir, args.set)
-    _say(args, f"done: {args.workdir}")
+    with together(lambda message: _say(args, message)):
+        run_config(args.verb, args.config, args.workdir, args.set)
+        _say(args, f"done: {args.workdir}")
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -95,7 +115,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> None:
     from l2s_jax.cli.verify import verify
 
-    verify(args.pairs, args.out)
+    verify(args.pairs, args.out, args.answers)
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -139,10 +159,21 @@ def _list_export(args: argparse.Namespace) -> None:
     _say(args, f"dry run, nothing written or sent: {total} would go to {where}")
 
 
+def _plan(args: argparse.Namespace) -> None:
+    if args.topology != "here":
+        # The slice need not exist: whatever accelerator this machine has is left alone.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from l2s_jax.plan.run import plan
+
+    plan(args.config, args.topology, args.set, searches=args.search, as_json=args.json)
+
+
 def _report(args: argparse.Namespace) -> None:
+    from l2s_jax.evaluation.curation_report import is_curation, write_curation_report
     from l2s_jax.evaluation.report import write_report
 
-    _say(args, f"done: {write_report(args.workdir)}")
+    write = write_curation_report if is_curation(args.workdir) else write_report
+    _say(args, f"done: {write(args.workdir)}")
 
 
 # ---- options ----
@@ -166,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     }
     for verb, does in runs.items():
         _add_run(verbs, verb, does)
+    _add_plan(verbs)
     _add_generate(verbs)
     _add_files(verbs)
     return parser
@@ -192,11 +224,33 @@ def _add_demo(verbs) -> None:
 
 
 def _add_run(verbs, name: str, does: str) -> None:
-    """Three options and no fourth: what a run can be told belongs to its config."""
-    run = _add(verbs, name, does, _run)
-    add = run.add_argument
-    add("--config", type=pathlib.Path, required=True, help="Python file with get_config()")
-    add("--workdir", type=pathlib.Path, required=True, help="the run's own folder; resumes there")
+    """Three options and no fourth: what a run can be told belongs to its config.
+
+    `curate --audit` is no run: it measures the verifier and reads no config.
+    """
+    is_curate = name == "curate"
+    run = _add(verbs, name, does, _curate if is_curate else _run)
+    add, needed = run.add_argument, not is_curate
+    add("--config", type=pathlib.Path, required=needed, help="Python file with get_config()")
+    add("--workdir", type=pathlib.Path, required=needed, help="the run's own folder; resumes there")
+    text = "override a config field"
+    add("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
+    if is_curate:
+        text = "instead of a run: check the verifier on JSON lines of gold, prediction, equivalent"
+        add("--audit", type=pathlib.Path, metavar="LABELLED.jsonl", help=text)
+        text = "folder of the audit's audit.json and audit.html (a worksheet of disputed pairs)"
+        add("--out", type=pathlib.Path, metavar="DIR", help=text)
+
+
+def _add_plan(verbs) -> None:
+    does = "every program of a run compiled for a TPU slice, here: memory, time, does it fit"
+    add = _add(verbs, "plan", does, _plan).add_argument
+    add("--config", type=pathlib.Path, required=True, help="recipe of l2s sft or l2s grpo")
+    text = "slice such as v5e:4x4, v5p:2x2x1 or 2*v5e:8x8; here: this machine [%(default)s]"
+    add("--topology", default="here", help=text)
+    text = "try slices (of a generation: --topology v5e) and settings until it fits"
+    add("--search", action="store_true", help=text)
+    add("--json", action="store_true", help="JSON lines to standard output, one a program")
     text = "override a config field"
     add("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
 
@@ -227,6 +281,8 @@ def _add_files(verbs) -> None:
     text = "JSON lines: gold and prediction (text, or null where there is no answer)"
     add("--in", dest="pairs", type=path, required=True, help=text)
     add("--out", type=path, help="verdicts as JSON lines; without it, to standard output")
+    text = "strict: the last box, else the whole text; lenient: what a sentence states too"
+    add("--answers", choices=("strict", "lenient"), default="strict", help=f"{text} [%(default)s]")
 
     add = _add(verbs, "import", "a Hugging Face folder to a checkpoint", _import).add_argument
     add("--hf", type=path, required=True, help="folder with config.json and safetensors")
@@ -247,4 +303,4 @@ def _add_files(verbs) -> None:
     add("--dry-run", dest="act", action="store_const", const=_list_export, help=text)
 
     add = _add(verbs, "report", "one self-contained HTML page on a run", _report).add_argument
-    add("--workdir", type=path, required=True, help="workdir of an evaluation or of the demo")
+    add("--workdir", type=path, required=True, help="workdir of curate, eval or demo")

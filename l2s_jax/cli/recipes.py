@@ -6,17 +6,19 @@ base model they start from (`configs/base_arithmetic.py`).
 
 import dataclasses
 
+from l2s_jax.curation.hygiene import Hygiene
 from l2s_jax.curation.reject import CurateRun
 from l2s_jax.data.arithmetic import ArithmeticProblems, ArithmeticTeachers
 from l2s_jax.evaluation.benchmark import EvalRun
-from l2s_jax.objectives.presets import V2, Plus
+from l2s_jax.objectives.presets import plus, v2
 from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.tokens.layouts import Layout, LayoutConfig
 from l2s_jax.tokens.triggers import TriggerStarts
+from l2s_jax.training.curated import CuratedItems
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.optim import OptimConfig
 from l2s_jax.training.rollouts import RolloutSource
-from l2s_jax.training.sft import CuratedItems, SftRun
+from l2s_jax.training.sft import SftRun
 
 MAX_NEW_TOKENS = 56  # the longest long path has 48, stop included
 STARTS = TriggerStarts(easy="in", long="steps", short="brief", answer="so")
@@ -31,7 +33,7 @@ class Scale:
     test_per_level: int = 200
     sft_steps: int = 180
     v2_steps: int = 20
-    plus_steps: int = 45
+    plus_steps: int = 70
 
 
 FULL = Scale()
@@ -42,7 +44,13 @@ def curate(seed: int, scale: Scale = FULL) -> CurateRun:
     """Four trials of the terse teacher on every training problem."""
     problems = ArithmeticProblems(num_per_level=scale.train_per_level, seed=seed)
     source = ArithmeticTeachers(problems=problems, seed=seed)
-    return CurateRun(source=source, tokenizer="arithmetic", num_candidates=4)
+    return CurateRun(
+        source=source,
+        tokenizer="arithmetic",
+        num_candidates=4,
+        min_regular_share=0.0,  # every level has regular items: the terse teacher errs on each
+        hygiene=Hygiene(duplicates=False),  # the questions are drawn without repetition
+    )
 
 
 def stage1(curated: str, seed: int, layout: Layout = "matched", scale: Scale = FULL) -> SftRun:
@@ -64,7 +72,7 @@ def stage2_v2(model: str, seed: int, scale: Scale = FULL) -> GrpoRun:
     return GrpoRun(
         model=model,
         problems=ArithmeticProblems(num_per_level=scale.train_per_level, seed=seed + 1000),
-        preset=V2(),
+        preset=v2(),
         rollouts="auto",
         sampling=SamplingConfig(num_samples=8, max_new_tokens=MAX_NEW_TOKENS),
         prompts_per_step=32,
@@ -81,7 +89,7 @@ def stage2_plus(
     """Length-aware (O1-Pruner's form), otherwise as `stage2_v2`."""
     return dataclasses.replace(
         stage2_v2(model, seed, scale),
-        preset=Plus(accuracy_weight=8.0),
+        preset=plus(accuracy_weight=8.0),
         rollouts=rollouts,
         num_steps=scale.plus_steps,
         optim=OptimConfig(peak_lr=3e-4, b2=0.99),

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from l2s_jax.data.sources import LeftOut
 from l2s_jax.tokens.layouts import Example, assemble
 from l2s_jax.tokens.tokenizer import Tokenizer, from_hf
 from l2s_jax.types import Problem, Trace
@@ -159,6 +160,9 @@ class ArithmeticTeachers:
     def load(self) -> list[Problem]:
         return self.problems.load()
 
+    def left_out(self) -> LeftOut:
+        return LeftOut()
+
     def long(self, problem: Problem) -> Trace:
         """The step-by-step teacher's trace."""
         rng = self._rng(problem, 0)
@@ -198,9 +202,9 @@ class ArithmeticDocuments:
     seed: int = 0
     max_terse_level: int = 6
 
-    def prepare(self, policy: Any) -> tuple[Any, list[Example]]:
-        """The policy as it is, and one example per document."""
-        return policy, self.examples(policy.tokenizer)
+    def prepare(self, policy: Any) -> tuple[Any, list[Example], list[str]]:
+        """The policy as it is, one example per document, and no id of any left out."""
+        return policy, self.examples(policy.tokenizer), []
 
     def examples(self, tokenizer: Tokenizer) -> list[Example]:
         """One example per document; the words after the question are trained."""

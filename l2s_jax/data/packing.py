@@ -57,6 +57,8 @@ def build_row(examples: Sequence[Example], row_length: int) -> Row:
         "positions": np.zeros(row_length, np.int32),
         "segment_ids": np.zeros(row_length, np.int32),
         "branches": np.zeros(row_length, np.int32),
+        "easy": np.zeros(row_length, bool),
+        "routing": np.zeros(row_length, bool),
     }
     at = 0
     for segment, example in enumerate(examples, start=1):
@@ -64,5 +66,8 @@ def build_row(examples: Sequence[Example], row_length: int) -> Row:
         for name in ("tokens", "targets", "weights", "positions", "branches"):
             row[name][here] = getattr(example, name)
         row["segment_ids"][here] = segment
+        row["easy"][here] = example.easy
+        if example.decision is not None:
+            row["routing"][at + example.decision] = True
         at += example.num_tokens
     return row

@@ -24,6 +24,7 @@ from l2s_jax.sampling.controllers.routing import MODES, Mode
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.sampling.requests import SamplingConfig, ask
+from l2s_jax.training.hosts import everyone, is_first, joined, share
 from l2s_jax.training.policy import load_policy
 from l2s_jax.training.rollouts import judge, prediction_of, untaught_prediction
 from l2s_jax.types import Problem
@@ -65,16 +66,24 @@ class EvalRun:
 
 
 def run(cfg: EvalRun, workdir: str | pathlib.Path) -> None:
-    """Writes `records/<stage>-<seed>.jsonl` and `summary.json` into `workdir`."""
+    """Writes `records/<stage>-<seed>.jsonl` and `summary.json` into `workdir`.
+
+    Each of several hosts answers its share, and the first writes down the answers of all.
+    """
     workdir, start = pathlib.Path(workdir), time.monotonic()
     policy, problems = load_policy(cfg.model), cfg.problems.load()
     engine = Engine(policy, cfg.sampling)
     answers: list[Answer] = []
     with Verifier(cfg.num_workers, cfg.verify_seconds) as verifier:
         for mode in tqdm(cfg.modes, desc="eval", unit="mode", file=sys.stderr, leave=False):
-            answers += answer_all(
-                engine, problems, verifier, mode=mode, stage=cfg.stage, seed=cfg.seed
+            mine = answer_all(
+                engine, share(problems), verifier, mode=mode, stage=cfg.stage, seed=cfg.seed
             )
+            size = cfg.sampling.num_samples
+            by_problem = [mine[n : n + size] for n in range(0, len(mine), size)]
+            answers += [answer for found in joined(everyone(by_problem)) for answer in found]
+    if not is_first():
+        return
     write_records(workdir, f"{cfg.stage}-{cfg.seed}", answers)
     summary = build_summary(answers, {"eval": time.monotonic() - start}, [cfg.seed])
     replace_file(workdir / "summary.json", json.dumps(summary, indent=2).encode())

@@ -1,24 +1,17 @@
 """Figures of the report, each as one string of inline SVG.
 
-Lives here: every use of matplotlib. Not here: the numbers (`stats`, `calibration`, `pareto`), the
-page and its captions (`report`).
+Lives here: what the figures show. Not here: the numbers (`stats`, `calibration`, `pareto`), the
+page and its captions (`report`), the frame of a figure (`svg`).
 
-Figures are built with the object interface, so that no global state is touched. Ink, grid and
-paper are written as CSS variables, so that a page in dark mode recolours them; the colours of the
-series are Okabe and Ito's (2008), which colour-blind readers can tell apart, and shape or dash
-says the same again.
+The colours of the series are Okabe and Ito's (2008), which colour-blind readers can tell apart,
+and shape or dash says the same again.
 """
 
-import html
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -26,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from l2s_jax.evaluation.calibration import Bin
 from l2s_jax.evaluation.pareto import frontier
 from l2s_jax.evaluation.records import MODES, in_order
+from l2s_jax.evaluation.svg import INK, PAPER, slug, to_svg
 
 Stages = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stage → mode → summary entry
 
@@ -46,37 +40,6 @@ STAGE_COLORS = {
 _SPARE = ("#c8553d", "#6f7bd9", "#7a8b00", "#4fa3c7")  # names that the tables above lack
 _SPARE_MARKERS = ("v", "P", "p", "h")
 
-# Stand-ins that the SVG writer can spell; `_to_svg` turns them into variables of the page.
-_INK, _FAINT, _PAPER = "#010203", "#040506", "#070809"
-_VARIABLES = {
-    _INK: "var(--ink, #1c2733)",
-    _FAINT: "var(--line, #d5dbe3)",
-    _PAPER: "var(--paper, #ffffff)",
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: selectable, searchable, small
-    "font.size": 10,
-    "text.color": _INK,
-    "text.parse_math": False,  # a dollar in a stage's name is a dollar
-    "axes.edgecolor": _FAINT,
-    "axes.facecolor": "none",
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-}
 _CURVES = {
     "loss": "loss, nats per token",
     "reward": "mean reward",
@@ -108,11 +71,11 @@ def tradeoff(name: str, stages: Stages) -> str:
         modes = in_order({mode for _, mode, _ in points}, MODES)
         handles = [Line2D([], [], color=_mode_color(m), lw=5, label=m) for m in modes]
         handles += [_marker_handle(stage) for stage in stages]
-        handles.append(Line2D([], [], color=_INK, lw=1, ls=":", label="frontier"))
+        handles.append(Line2D([], [], color=INK, lw=1, ls=":", label="frontier"))
         figure.legend(handles=handles, loc="outside right upper")
 
     label = "Accuracy against mean generated tokens for every stage and mode"
-    return _to_svg(f"tradeoff-{_slug(name)}", label, draw, width=9.4, height=4.0)
+    return to_svg(f"tradeoff-{slug(name)}", label, draw, width=9.4, height=4.0)
 
 
 def easy_share_by_level(stages: Stages) -> str:
@@ -129,7 +92,7 @@ def easy_share_by_level(stages: Stages) -> str:
         figure.legend(loc="outside right upper")
 
     label = "Share of questions routed to the short path by difficulty level, per stage"
-    return _to_svg("easy", label, draw, width=9.4, height=2.9)
+    return to_svg("easy", label, draw, width=9.4, height=2.9)
 
 
 def accuracy_by_level(stages: Stages) -> str:
@@ -147,7 +110,7 @@ def accuracy_by_level(stages: Stages) -> str:
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 
     label = "Accuracy by difficulty level, one panel per stage, one line per mode"
-    return _to_svg("levels", label, draw, width=max(4.2, 2.5 * len(stages)), height=3.2)
+    return to_svg("levels", label, draw, width=max(4.2, 2.5 * len(stages)), height=3.2)
 
 
 def calibration(bins_by_stage: Mapping[str, Sequence[Bin]]) -> str:
@@ -157,7 +120,7 @@ def calibration(bins_by_stage: Mapping[str, Sequence[Bin]]) -> str:
         axes = figure.subplots(1, len(bins_by_stage), sharey=True, squeeze=False)[0]
         for ax, (stage, bins) in zip(axes, bins_by_stage.items(), strict=True):
             filled = [one for one in bins if one.count]
-            ax.plot([0, 1], [0, 1], color=_INK, lw=1, ls=":")
+            ax.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
             x, y = [one.p_easy for one in filled], [one.short_right for one in filled]
             size = 320 * np.array([one.count for one in filled]) / sum(b.count for b in filled)
             ax.plot(x, y, color=_stage_color(stage), lw=1.2, alpha=0.6)
@@ -168,7 +131,7 @@ def calibration(bins_by_stage: Mapping[str, Sequence[Bin]]) -> str:
             ax.set_title(stage)
 
     label = "Reliability of the router: share of right short answers against p(EASY), per stage"
-    return _to_svg("gate", label, draw, width=max(3.4, 2.5 * len(bins_by_stage)), height=3.0)
+    return to_svg("gate", label, draw, width=max(3.4, 2.5 * len(bins_by_stage)), height=3.0)
 
 
 def has_curves(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -194,7 +157,7 @@ def training_curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
     num_panels = len(_curve_names(rows))
     label = f"Training curves of {stage}"
-    return _to_svg(f"curves-{_slug(stage)}", label, draw, width=3.2 * num_panels, height=2.4)
+    return to_svg(f"curves-{slug(stage)}", label, draw, width=3.2 * num_panels, height=2.4)
 
 
 def _point_with_bars(ax: Axes, entry: Mapping[str, Any], *, color: str, marker: str) -> None:
@@ -205,7 +168,7 @@ def _point_with_bars(ax: Axes, entry: Mapping[str, Any], *, color: str, marker: 
     spread = np.maximum([[x - x_low, x_high - x], [y - y_low, y_high - y]], 0.0)
     style: dict[str, Any] = {"color": color, "elinewidth": 1.1, "zorder": 3}
     ax.errorbar(x, y, xerr=spread[0][:, None], yerr=spread[1][:, None], fmt="none", **style)
-    ax.plot(x, y, marker, color=color, ms=8, mec=_PAPER, mew=0.9, zorder=4)
+    ax.plot(x, y, marker, color=color, ms=8, mec=PAPER, mew=0.9, zorder=4)
 
 
 def _frontier_line(ax: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -213,7 +176,7 @@ def _frontier_line(ax: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
     accuracy_N = np.array([entry["accuracy"] for entry in entries], np.float64)
     kept = frontier(tokens_N, accuracy_N)
     x, y = np.append(tokens_N[kept], tokens_N.max()), accuracy_N[kept]
-    ax.step(x, np.append(y, y[-1]), where="post", color=_INK, lw=1, ls=":", zorder=2)
+    ax.step(x, np.append(y, y[-1]), where="post", color=INK, lw=1, ls=":", zorder=2)
 
 
 def _level_line(ax: Axes, mode: str, by_level: Mapping[str, Mapping[str, Any]]) -> None:
@@ -269,36 +232,4 @@ def _pick(name: str, table: Mapping[str, str], spare: Sequence[str]) -> str:
 
 
 def _marker_handle(stage: str) -> Line2D:
-    return Line2D([], [], color=_INK, marker=_marker(stage), ls="", ms=6, label=stage)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower())
-
-
-def _to_svg(
-    name: str, label: str, draw: Callable[[Figure], None], *, width: float, height: float
-) -> str:
-    """The drawn figure as an `<svg>` element that can stand in a page among others."""
-    style: dict[Any, Any] = _STYLE | {"svg.hashsalt": name}  # ids of this figure, every time
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        page = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no links, no clock
-        FigureCanvasSVG(figure).print_svg(page, metadata=nothing)
-    svg = page.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the XML declaration, which HTML does not know
-    # Ids must differ between the figures of a page, or a clip path is looked up in another one.
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    assert box is not None, "the SVG writer always gives a viewBox"
-    head = (
-        f'<svg role="img" aria-label="{html.escape(label)}" {box.group()}'
-        # Below two thirds of its size the text is too small to read: the figure scrolls instead.
-        f' style="width:100%;max-width:{width * 96:.0f}px;min-width:{width * 64:.0f}px"'
-        ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    return head + svg[svg.index(">") + 1 :]
+    return Line2D([], [], color=INK, marker=_marker(stage), ls="", ms=6, label=stage)

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NotRequired, TypedDict, get_args
 
-from l2s_jax.data.sources import read_jsonl
+from l2s_jax.data.jsonl import read_jsonl
 from l2s_jax.types import FinishReason, Route
 
 MODES = ("auto", "force-long", "force-short", "free")

@@ -45,7 +45,7 @@ def facts(
       prints: tensor → its fingerprint.
       generation: the content of generation_config.json.
     """
-    shape = dataclasses.replace(model, dtype="float32", remat=False)  # how we compute is not told
+    shape = dataclasses.replace(model, dtype="float32", remat="none")  # how we compute is not told
     found: dict[str, Any] = {"config": to_json(shape), "generation": generation}
     found |= {f"tensor {name}": print for name, print in prints.items()}
     if tokenizer is not None:

@@ -1,43 +1,24 @@
 """Grouped-query attention over a token's own pass and over what is cached before it.
 
-Lives here: who sees whom (`visible`), the attention arithmetic, the linen module. Not here:
-the cache record (`model/cache.py`), rotary angles (`model/layers.py`).
+Lives here: attention behind a cache, and the linen module. Not here: attention over whole
+sequences (`model/routes.py` has the choice), the cache record (`model/cache.py`), rotary angles
+(`model/layers.py`).
 
 Letters beyond `types.py`: R query heads per key-value head (H = K * R); Q queries of a key-value
-head (R * T); C rows behind one prompt.
+head (R * T); C rows behind one prompt, or pages of a chunk; P places of a page.
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from l2s_jax.model.cache import BLOCK, PART, Cache, Shared, Stored
+from l2s_jax.model.cache import Cache, Shared, Stored, Tail
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.layers import Linear, RMSNorm, rotate
+from l2s_jax.model.seen import Attend, Seen
 
 HIDDEN = -1e30  # finite, so that a row that sees nothing yields numbers and no nan
-
-
-def visible(
-    segment_ids_BT: Int[Array, "B T"], branches_BT: Int[Array, "B T"]
-) -> Bool[Array, "B T T"]:
-    """True where the query (second axis) may look at the key (third axis).
-
-    A token sees what stands before it, in its own segment, on the trunk (branch 0) or on its own
-    branch. Segment 0 is padding: it sees itself alone.
-    """
-    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    real_B1T = (segment_ids_BT > 0)[:, None, :]
-    trunk_B1T = (branches_BT == 0)[:, None, :]
-    own_BTT = branches_BT[:, :, None] == branches_BT[:, None, :]
-    index_T = jnp.arange(segment_ids_BT.shape[1])
-    earlier_TT = index_T[:, None] >= index_T[None, :]
-    itself_TT = index_T[:, None] == index_T[None, :]
-    seen_BTT = earlier_TT[None] & same_BTT & real_B1T & (trunk_B1T | own_BTT)
-    return seen_BTT | itself_TT[None]
 
 
 def scores(
@@ -49,25 +30,6 @@ def scores(
     q_BTKRE = q_BTHE.reshape(batch, queries, num_kv, num_heads // num_kv, size)
     dots = jnp.einsum("BTKRE,BSKE->BKRTS", q_BTKRE, k_BSKE, preferred_element_type=jnp.float32)
     return jnp.where(mask_BTS[:, None, None], dots * size**-0.5, HIDDEN)
-
-
-def mix(
-    probs_BKRTS: Float[Array, "B K R T S"], v_BSKE: Float[Array, "B S K E"]
-) -> Float[Array, "B T H E"]:
-    """Values averaged with the attention probabilities."""
-    out = jnp.einsum("BKRTS,BSKE->BTKRE", probs_BKRTS.astype(v_BSKE.dtype), v_BSKE)
-    batch, queries, num_kv, shared, size = out.shape
-    return out.reshape(batch, queries, num_kv * shared, size)
-
-
-def attend(
-    q_BTHE: Float[Array, "B T H E"],
-    k_BTKE: Float[Array, "B T K E"],
-    v_BTKE: Float[Array, "B T K E"],
-    mask_BTT: Bool[Array, "B T T"],
-) -> Float[Array, "B T H E"]:
-    """Attention of tokens over the tokens of the same pass."""
-    return mix(nn.softmax(scores(q_BTHE, k_BTKE, mask_BTT), axis=-1), v_BTKE)
 
 
 Partial = tuple[Float[Array, "B K Q"], Float[Array, "B K Q"], Float[Array, "B K Q E"]]
@@ -99,51 +61,126 @@ def partial_softmax(
     return most, jnp.sum(weights, axis=-1), mixed
 
 
-def over_stored(
-    q_BKQE: Float[Array, "B K Q E"], stored: Stored, layer: Int[Array, ""], begin: Partial
+def of_one_token(
+    q_BKQE: Float[Array, "B K Q E"], k_BKE: Float[Array, "B K E"], v_BKE: Float[Array, "B K E"]
 ) -> Partial:
-    """`begin` merged with one layer's stored keys, block by block up to the longest row.
-
-    What is allocated beyond the longest row costs nothing; its last block is read in parts.
-    """
-    capacity = stored.v.shape[3]
-    longest = jnp.max(stored.lengths, initial=0)
-
-    def read(width: int, start: Any, number: Any, partial: Partial) -> Partial:
-        def block(index, partial):
-            return merge(partial, _block(q_BKQE, stored, layer, start + index * width, width))
-
-        return jax.lax.fori_loop(0, number, block, partial)
-
-    whole, part = longest // BLOCK, min(PART, capacity)
-    if capacity >= BLOCK:
-        begin = read(BLOCK, 0, whole, begin)
-    left = longest - whole * BLOCK
-    return read(part, whole * BLOCK, (left + part - 1) // part, begin)
+    """The partial softmax over a single key: its value itself."""
+    products = q_BKQE.astype(jnp.float32) * k_BKE[:, :, None].astype(jnp.float32)
+    dots_BKQ = jnp.sum(products, axis=-1) * q_BKQE.shape[3] ** -0.5
+    mixed_BKQE = jnp.broadcast_to(v_BKE[:, :, None].astype(jnp.float32), q_BKQE.shape)
+    return dots_BKQ, jnp.ones_like(dots_BKQ), mixed_BKQE
 
 
-def _block(
+def over(
+    q_BKQE: Float[Array, "B K Q E"], held: Stored | Tail, layer: int, begin: Partial
+) -> Partial:
+    """`begin` merged with one layer's keys of each row; what nobody has reached is skipped."""
+    if isinstance(held, Tail):
+        return over_tail(q_BKQE, held, layer, begin)
+    start_B = jnp.zeros_like(held.lengths)
+    return _over_segments(q_BKQE, held.segments(layer), start_B, held.lengths, begin)
+
+
+def over_tail(q_BKQE: Float[Array, "B K Q E"], tail: Tail, layer: int, begin: Partial) -> Partial:
+    """`begin` merged with one layer's keys that each row has written itself."""
+    place_B = jnp.broadcast_to(tail.place, tail.lengths.shape)
+    partial = _over_segments(q_BKQE, tail.segments(layer), tail.start, place_B, begin)
+    for k_CKEP, v_CKPE, owner_C, start_C in tail.chunks(layer):
+
+        def merged(partial, k_CKEP, v_CKPE, owner_C=owner_C, start_C=start_C):
+            return over_pages(q_BKQE, k_CKEP, v_CKPE, owner_C, start_C, partial)
+
+        owned = jnp.any(owner_C < tail.lengths.shape[0])
+        partial = jax.lax.cond(owned, merged, _same, partial, k_CKEP, v_CKPE)
+    return partial
+
+
+def _over_segments(
     q_BKQE: Float[Array, "B K Q E"],
-    stored: Stored,
-    layer: Int[Array, ""],
-    first: Int[Array, ""] | int,
-    width: int,
+    segments: list[tuple[int, Array, Array]],
+    start_B: Int[Array, " B"],
+    end_B: Int[Array, " B"],
+    begin: Partial,
 ) -> Partial:
-    """The partial softmax over `width` stored places from `first` on."""
-    _, batch, num_kv, _, size = stored.v.shape
-    k_BKES = jax.lax.dynamic_slice(
-        stored.k, (layer, 0, 0, 0, first), (1, batch, num_kv, size, width)
-    )[0]
-    v_BKSE = jax.lax.dynamic_slice(
-        stored.v, (layer, 0, 0, first, 0), (1, batch, num_kv, width, size)
-    )[0]
+    """`begin` merged with the places from each row's start to its end.
+
+    The first segment is always read: there is hardly a step for which it holds nothing, and a
+    branch costs a compiler as much as what it leaves out.
+    """
+    partial = begin
+    for first, k_BKES, v_BKSE in segments:
+
+        def merged(partial, k_BKES, v_BKSE, first=first):
+            place_1S = first + jnp.arange(k_BKES.shape[3])[None]
+            seen_BS = (place_1S >= start_B[:, None]) & (place_1S < end_B[:, None])
+            return merge(partial, partial_softmax(_dots(q_BKQE, k_BKES, seen_BS), v_BKSE))
+
+        if first == 0:
+            partial = merged(partial, k_BKES, v_BKSE)
+        else:
+            reached = jnp.max(end_B) > first
+            partial = jax.lax.cond(reached, merged, _same, partial, k_BKES, v_BKSE)
+    return partial
+
+
+def _same(partial: Partial, *_: Array) -> Partial:
+    return partial
+
+
+def _dots(
+    q_BKQE: Float[Array, "B K Q E"], k_BKES: Float[Array, "B K E S"], seen_BS: Bool[Array, "B S"]
+) -> Float[Array, "B K Q S"]:
+    """Scaled dot products in float32, `HIDDEN` where a place is not seen."""
     dots = jnp.einsum("BKQE,BKES->BKQS", q_BKQE, k_BKES, preferred_element_type=jnp.float32)
-    filled_BS = (first + jnp.arange(width))[None] < stored.lengths[:, None]
-    dots = jnp.where(filled_BS[:, None, None], dots * size**-0.5, HIDDEN)
-    return partial_softmax(dots, v_BKSE)
+    return jnp.where(seen_BS[:, None, None], dots * q_BKQE.shape[3] ** -0.5, HIDDEN)
 
 
-def over_shared(q_BKQE: Float[Array, "B K Q E"], shared: Shared, layer: Int[Array, ""]) -> Partial:
+def over_pages(
+    q_BKQE: Float[Array, "B K Q E"],
+    k_CKEP: Float[Array, "C K E P"],
+    v_CKPE: Float[Array, "C K P E"],
+    owner_C: Int[Array, " C"],
+    start_C: Int[Array, " C"],
+    begin: Partial,
+) -> Partial:
+    """`begin` merged with pages, each of which one row sees from its start on.
+
+    Every page has the queries of its owner; what pages give is added up by row in a product with
+    the matrix that says who owns which. Nothing is scattered.
+    """
+    owns_BC = jnp.arange(q_BKQE.shape[0])[:, None] == owner_C[None]
+
+    def of_owner(x: Array) -> Array:
+        return jnp.take(x, owner_C, axis=0, mode="fill", fill_value=0)
+
+    seen_CP = jnp.arange(k_CKEP.shape[3])[None] >= start_C[:, None]
+    dots_CKQP = _dots(of_owner(q_BKQE), k_CKEP, seen_CP)
+    # Pages last, so that the processor takes many at a time.
+    most_KQC = jnp.moveaxis(jnp.max(dots_CKQP, axis=-1), 0, -1)
+    most_KQB = jnp.max(jnp.where(owns_BC[None, None], most_KQC[:, :, None], HIDDEN), axis=-1)
+    most = jnp.maximum(begin[0], jnp.moveaxis(most_KQB, -1, 0))
+    weights_CKQP = jnp.exp(dots_CKQP - of_owner(most)[..., None])
+    mixed_CKQE = jnp.einsum(
+        "CKQP,CKPE->CKQE",
+        weights_CKQP.astype(v_CKPE.dtype),
+        v_CKPE,
+        preferred_element_type=jnp.float32,
+    )
+    given_CKQX = jnp.concatenate([mixed_CKQE, jnp.sum(weights_CKQP, -1, keepdims=True)], axis=-1)
+    # What is no number stays with its row: times 0 it would reach all others.
+    given_CKQX = jnp.where(jnp.isfinite(given_CKQX), given_CKQX, 0)
+    found_BKQX = jnp.einsum(
+        "BC,CKQX->BKQX",
+        owns_BC.astype(jnp.float32),
+        given_CKQX,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    scale = jnp.exp(begin[0] - most)
+    total = begin[1] * scale + found_BKQX[..., -1]
+    return most, total, begin[2] * scale[..., None] + found_BKQX[..., :-1]
+
+
+def over_shared(q_BKQE: Float[Array, "B K Q E"], shared: Shared, layer: int) -> Partial:
     """Each row's partial softmax over its beginning, which is read once for all its rows.
 
     The queries of the rows behind a beginning become one query axis of attention over [N, P].
@@ -154,7 +191,7 @@ def over_shared(q_BKQE: Float[Array, "B K Q E"], shared: Shared, layer: Int[Arra
     q_NKXE = jnp.moveaxis(q_NCKQE, 2, 1).reshape(num_prompts, num_kv, places * queries, size)
     nothing = jnp.zeros(q_NKXE.shape[:-1], jnp.float32)
     begin = (nothing + HIDDEN, nothing, jnp.zeros(q_NKXE.shape, jnp.float32))
-    by_prompt = over_stored(q_NKXE, shared.stored, layer, begin)
+    by_prompt = over(q_NKXE, shared.stored, layer, begin)
 
     def by_row(x: Array) -> Array:
         x = x.reshape(num_prompts, num_kv, places, queries, *x.shape[3:])
@@ -170,16 +207,19 @@ def attend_cached(
     v_BTKE: Float[Array, "B T K E"],
     mask_BTT: Bool[Array, "B T T"],
     cache: Cache,
-    layer: Int[Array, ""],
+    layer: int,
 ) -> Float[Array, "B T H E"]:
     """Attention over the tokens of the same pass, the row's tail and beginning: one softmax."""
     batch, queries, num_heads, size = q_BTHE.shape
     num_kv = k_BTKE.shape[2]
-    own = scores(q_BTHE, k_BTKE, mask_BTT).reshape(batch, num_kv, -1, queries)
-    partial = partial_softmax(own, jnp.swapaxes(v_BTKE, 1, 2))
     q_BTKRE = q_BTHE.reshape(batch, queries, num_kv, num_heads // num_kv, size)
     q_BKQE = jnp.moveaxis(q_BTKRE, 1, 3).reshape(batch, num_kv, -1, size)
-    partial = over_stored(q_BKQE, cache.tail, layer, partial)
+    if queries == 1:
+        partial = of_one_token(q_BKQE, k_BTKE[:, 0], v_BTKE[:, 0])
+    else:
+        own = scores(q_BTHE, k_BTKE, mask_BTT).reshape(batch, num_kv, -1, queries)
+        partial = partial_softmax(own, jnp.swapaxes(v_BTKE, 1, 2))
+    partial = over(q_BKQE, cache.tail, layer, partial)
     for shared in cache.shared:
         partial = merge(partial, over_shared(q_BKQE, shared, layer))
     _, total, mixed = partial
@@ -192,15 +232,16 @@ class Attention(nn.Module):
     """Projections around attention; returns its output and the new keys and values."""
 
     cfg: ModelConfig
+    attend: Attend  # over whole sequences; behind a cache there is one way
 
     @nn.compact
     def __call__(
         self,
         x_BTD: Float[Array, "B T D"],
         angles: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
-        mask_BTT: Bool[Array, "B T T"],
+        seen: Seen | Bool[Array, "B T T"],
         cache: Cache | None,
-        layer: Int[Array, ""],
+        layer: int,
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T K E"], Float[Array, "B T K E"]]]:
         cfg = self.cfg
         batch, queries, _ = x_BTD.shape
@@ -221,8 +262,10 @@ class Attention(nn.Module):
         k_BTKE = place(project("k_proj", cfg.num_kv_heads, "kv_heads"), "k_norm")
         v_BTKE = project("v_proj", cfg.num_kv_heads, "kv_heads")
         if cache is None:
-            out_BTHE = attend(q_BTHE, k_BTKE, v_BTKE, mask_BTT)
+            assert isinstance(seen, Seen)
+            out_BTHE = self.attend(q_BTHE, k_BTKE, v_BTKE, seen)
         else:
-            out_BTHE = attend_cached(q_BTHE, k_BTKE, v_BTKE, mask_BTT, cache, layer)
+            assert not isinstance(seen, Seen)
+            out_BTHE = attend_cached(q_BTHE, k_BTKE, v_BTKE, seen, cache, layer)
         back = linear("o_proj", cfg.width, ("heads", "width"), cfg.o_bias)
         return back(out_BTHE.reshape(batch, queries, -1)), (k_BTKE, v_BTKE)

@@ -11,6 +11,9 @@ from typing import Literal
 import jax.numpy as jnp
 
 DTypeName = Literal["float32", "bfloat16"]
+Remat = Literal["none", "full", "dots"]
+"""What of a block the backward pass computes again. none: nothing. full: all, from the block's
+input. dots: all but the linear layers' results, which are kept; attention's scores are not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     max_positions: int = 32768  # what the weights were trained for; longer is a user's error
     dtype: DTypeName = "float32"  # of the computation; parameters are float32
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"
 
     def __post_init__(self):
         for name in (

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.config import DTypeName, ModelConfig
 from l2s_jax.model.decoder import Params, abstract_params
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -35,6 +35,7 @@ class LoraConfig:
     alpha: float = 32.0  # the product a b counts alpha / rank times
     targets: tuple[str, ...] = TARGETS
     use_rslora: bool = False  # alpha / sqrt(rank) instead: keeps large ranks from fading
+    base: DTypeName = "float32"  # how the frozen weights are kept; bfloat16 takes half the memory
 
     def __post_init__(self):
         if self.rank < 1:

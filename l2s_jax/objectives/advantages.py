@@ -1,111 +1,143 @@
-"""How much better a rollout was than the others of its prompt.
+"""How much better a rollout was than it could be expected to be.
 
-Lives here: group-relative estimators, O1-Pruner's, and batch whitening. Not here: rewards
-(`rewards`), the losses that read `adv_B` (`grpo`), the choice between them (`presets`).
+Lives here: what turns the rewards of a whole step into advantages. Not here: rewards (`rewards`,
+`budgets`, `routes`), the losses that read advantages (`losses`), the choice (`presets`).
 
 Shape letters: B rows = N prompts times G samples, each prompt's samples side by side.
 
-A flat group, all of whose samples earned the same, gets exactly zero from the group-relative
-estimators and is counted as `flat_groups`. With correctness as the only reward these are the
-questions that are always right, the easy ones: v2 learns nothing from them. All of this is
-computed over a whole step, before it is cut into micro-batches. Sources at each function.
+An advantage is a frozen config and the pure function `__call__(reward_B, outcomes, *,
+group_size)`. A flat group, all of whose samples earned the same, gets exactly zero from every
+group-relative one. With correctness as the only reward these are the questions that are always
+right, the easy ones: v2 learns nothing from them. `Signed` does.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from l2s_jax.objectives.groups import flat_groups, masked_mean_std, split_groups
+from l2s_jax.objectives.groups import masked_mean_std, split_groups
+from l2s_jax.objectives.outcomes import Outcomes
+from l2s_jax.objectives.rewards import Rewards
 
-Advantages = tuple[Float[Array, " B"], dict[str, Float[Array, ""]]]
+Advantages = Float[Array, " B"]
 
 
-def group_standardised(
-    reward_B: Float[Array, " B"], *, group_size: int, ddof: int = 1, epsilon: float = 1e-6
-) -> Advantages:
-    """Returns (reward - mean) / (deviation + epsilon) within each group: GRPO (2402.03300).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standardised:
+    """(reward - mean) / (deviation + epsilon) within each group: GRPO (arXiv 2402.03300)."""
 
-    Args:
-      ddof: taken from G in the deviation's denominator. 1 is what TRL and verl compute; the
-        papers do not say.
-      epsilon: reward, added to the deviation. 1e-6 is verl's and 1e-4 TRL's.
+    ddof: int = 1  # taken from G in the deviation's denominator; TRL's and verl's
+    epsilon: float = 1e-6  # verl's; TRL has 1e-4
+
+    def __post_init__(self):
+        if self.ddof not in (0, 1) or not self.epsilon > 0:
+            raise ValueError(
+                f"Standardised.ddof={self.ddof}, Standardised.epsilon={self.epsilon}: ddof is 0 or"
+                " 1, epsilon above 0."
+            )
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        if group_size <= self.ddof:
+            raise ValueError(
+                f"group_size={group_size} with Standardised.ddof={self.ddof}: no deviation can be"
+                f" taken. Sample {self.ddof + 1} or more rollouts per prompt."
+            )
+        centred_NG, std_N1 = _centre(reward_B, group_size, self.ddof)
+        return (centred_NG / (std_N1 + self.epsilon)).reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Centred:
+    """reward - mean within each group, undivided: Dr. GRPO (arXiv 2503.20783)."""
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        return _centre(reward_B, group_size)[0].reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeaveOneOut:
+    """reward - mean of the group's other samples: RLOO (arXiv 2402.14740)."""
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        if group_size < 2:
+            raise ValueError(
+                f"group_size={group_size}: LeaveOneOut finds no others. Sample 2 or more rollouts"
+                " per prompt."
+            )
+        centred_NG, _ = _centre(reward_B, group_size)
+        return (centred_NG * (group_size / (group_size - 1))).reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whitened:
+    """(reward - mean) / (deviation + epsilon) over all rows, ddof 1; equal rows give zeros.
+
+    For a reward with its own zero, as O1-Pruner (arXiv 2501.12570) does, whose statistics are the
+    whole data set's; ours are one step's. It moves that zero: a rollout that is better than its
+    reference may get a negative advantage.
     """
-    if group_size <= ddof:
-        raise ValueError(
-            f"group_size={group_size} with ddof={ddof}: no deviation can be taken."
-            f" Sample {ddof + 1} or more rollouts per prompt."
-        )
-    centred_NG, std_N1, metrics = _centre(reward_B, group_size, ddof)
-    return (centred_NG / (std_N1 + epsilon)).reshape(-1), metrics
+
+    epsilon: float = 1e-6
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        mean_11, std_11 = masked_mean_std(reward_B[None], jnp.ones_like(reward_B[None], bool), 1)
+        return ((reward_B[None] - mean_11) / (std_11 + self.epsilon))[0]
 
 
-def group_centred(reward_B: Float[Array, " B"], *, group_size: int) -> Advantages:
-    """Returns reward - mean within each group, undivided: Dr. GRPO (2503.20783)."""
-    centred_NG, _, metrics = _centre(reward_B, group_size, ddof=0)
-    return centred_NG.reshape(-1), metrics
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CentredScaled:
+    """reward - mean within each group, over the step's deviation, plus a bonus where right.
 
-
-def leave_one_out(reward_B: Float[Array, " B"], *, group_size: int) -> Advantages:
-    """Returns reward - mean of the group's other samples: RLOO (2402.14740)."""
-    if group_size < 2:
-        raise ValueError(
-            f"group_size={group_size}: there are no others. Sample 2 or more rollouts per prompt."
-        )
-    adv_B, metrics = group_centred(reward_B, group_size=group_size)
-    return adv_B * (group_size / (group_size - 1)), metrics
-
-
-def length_harmonising(
-    correct_B: Bool[Array, " B"],
-    num_tokens_B: Int[Array, " B"],
-    *,
-    ref_tokens_N: Float[Array, " N"],
-    ref_accuracy_N: Float[Array, " N"],
-    group_size: int,
-    accuracy_weight: float = 2.0,
-    low: float = -2.0,
-    high: float = 4.0,
-) -> Advantages:
-    """Returns ref_tokens / tokens - 1 + accuracy_weight * (correct - ref_accuracy), clipped.
-
-    O1-Pruner, arXiv 2501.12570; clip and weight (2 for Marco-o1, 5 for QwQ) from its code, which
-    whitens afterwards (`whiten`). AutoL2S-Plus is length-aware in an unpublished way; this is our
-    reading of it. A group that is always right has signal here.
-
-    Args:
-      ref_tokens_N: mean length of the reference policy's rollouts of the prompt (`group_means`).
-      ref_accuracy_N: the share of them that is right.
-      low: advantage; shortest and longest rollouts are held in [low, high].
+    REINFORCE++-baseline, as DLER (arXiv 2510.15110) has it, with its bonus of 0.1. The mean over
+    the step is 0 already and not taken again, so that flat groups stay at exactly zero. Its code
+    weighs rollouts by their tokens in the deviation; here each counts once.
     """
-    correct_NG = split_groups(correct_B, group_size).astype(jnp.float32)
-    tokens_NG = split_groups(num_tokens_B.astype(jnp.float32), group_size)
-    saved_NG = ref_tokens_N[:, None] / jnp.maximum(tokens_NG, 1.0) - 1.0  # rows that fill hold 0
-    gained_NG = accuracy_weight * (correct_NG - ref_accuracy_N[:, None])
-    adv_NG = saved_NG + gained_NG
-    metrics = {
-        "adv/saved": jnp.mean(saved_NG),
-        "adv/gained": jnp.mean(gained_NG),
-        "adv/clip_fraction": jnp.mean((adv_NG < low) | (adv_NG > high)),
-        "flat_groups": jnp.sum(flat_groups(adv_NG)).astype(jnp.float32),
-    }
-    return jnp.clip(adv_NG, low, high).reshape(-1), metrics
+
+    bonus: float = 0.1  # advantage, added to right answers; 0 for REINFORCE++-baseline alone
+    epsilon: float = 1e-6
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        centred_1B = _centre(reward_B, group_size)[0].reshape(1, -1)
+        _, std_11 = masked_mean_std(centred_1B, jnp.ones_like(centred_1B, bool), 1)
+        return (centred_1B / (std_11 + self.epsilon))[0] + self.bonus * outcomes.correct
 
 
-def whiten(adv_B: Float[Array, " B"], *, epsilon: float = 1e-6) -> Float[Array, " B"]:
-    """Returns (adv - mean) / (deviation + epsilon) over all rows, ddof 1; equal rows give zeros.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgainstLong:
+    """reward - mean reward of the group's long rollouts; of all, where none is long.
 
-    O1-Pruner takes its statistics over the whole data set, we over one step. It moves the zero:
-    a rollout that is better than its reference may get a negative advantage.
+    AdaptThink (arXiv 2505.13417) takes the accuracy of 16 rollouts of the reference model, which
+    always thinks. The long half of the group stands for them. Never divided by a deviation.
     """
-    mean_11, std_11 = masked_mean_std(adv_B[None], jnp.ones_like(adv_B[None], bool), ddof=1)
-    return ((adv_B[None] - mean_11) / (std_11 + epsilon))[0]
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        reward_NG = split_groups(reward_B, group_size)
+        long_NG = ~split_groups(jnp.asarray(outcomes.short), group_size)
+        used_NG = long_NG | ~jnp.any(long_NG, axis=-1, keepdims=True)
+        return (reward_NG - masked_mean_std(reward_NG, used_NG)[0]).reshape(-1)
 
 
-def _centre(reward_B, group_size, ddof):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signed:
+    """2 * reward - 1, without a baseline: right is good and wrong is bad, whatever the others did.
+
+    One reading of AutoL2S v2, whose sources do not say how its utility becomes an advantage. A
+    group that is always right has signal here.
+    """
+
+    def __call__(self, reward_B: Rewards, outcomes: Outcomes, *, group_size: int) -> Advantages:
+        """Returns the advantages."""
+        return 2.0 * reward_B - 1.0
+
+
+def _centre(reward_B, group_size, ddof=0):
     reward_NG = split_groups(reward_B, group_size)
     mean_N1, std_N1 = masked_mean_std(reward_NG, jnp.ones_like(reward_NG, bool), ddof)
-    flat_N1 = flat_groups(reward_NG)
-    metrics = {
-        "flat_groups": jnp.sum(flat_N1).astype(jnp.float32),
-        "reward_std": jnp.mean(std_N1),
-    }
-    return reward_NG - mean_N1, std_N1, metrics
+    return reward_NG - mean_N1, std_N1

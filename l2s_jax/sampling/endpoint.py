@@ -9,13 +9,18 @@ the openai package hold the request with its headers, so none of them leaves fro
 """
 
 import dataclasses
+import json
 import os
 import re
+import time
 import urllib.parse
 from typing import Any, Literal
 
+from l2s_jax.sampling.connections import Connections
 from l2s_jax.sampling.retry import retry_after
 
+CONNECT_SECONDS = 30.0  # at most, before a try counts as failed: who is there answers sooner
+MAX_REPLY_BYTES = 64 << 20  # read into memory at most
 OWN_FIELDS = ("model", "messages", "temperature", "top_p", "seed", "logprobs", "n", "stream")
 
 
@@ -35,7 +40,10 @@ class RemoteConfig:
     logprobs: bool = False  # ask for the tokens' log-probs; some servers refuse
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the request
     concurrency: int = 16  # requests at a time
+    requests_per_minute: float | None = None  # None: as many as the server takes
+    tokens_per_minute: float | None = None  # prompt and completion together
     timeout_seconds: float = 600.0  # without a byte from the server
+    answer_seconds: float = 3600.0  # for one answer, however it trickles in
     max_retries: int = 6  # of one request
     backoff_seconds: float = 1.0  # before the first retry; then doubled, up to a minute
     max_wait_seconds: float = 300.0  # a Retry-After beyond this counts as a failure
@@ -58,8 +66,14 @@ class RemoteConfig:
                 f"RemoteConfig.temperature={self.temperature}, top_p={self.top_p}: a temperature"
                 " is 0 (greedy) or above, top_p above 0 and at most 1."
             )
-        if not self.timeout_seconds > 0:
-            raise ValueError(f"RemoteConfig.timeout_seconds={self.timeout_seconds}: above 0.")
+        for name in ("timeout_seconds", "answer_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"RemoteConfig.{name}={getattr(self, name)}: above 0.")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(
+                    f"RemoteConfig.{name}={getattr(self, name)}: above 0, or null for no limit."
+                )
         for name in ("max_retries", "backoff_seconds", "max_wait_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"RemoteConfig.{name}={getattr(self, name)}: at least 0.")
@@ -98,13 +112,18 @@ class Endpoint:
 
     def __init__(self, cfg: RemoteConfig):
         self._cfg, self._key, self._openai = cfg, read_key(cfg), import_openai()
+        self._connections = Connections()
+        connect = min(CONNECT_SECONDS, cfg.timeout_seconds)
         self._client = self._openai.OpenAI(
             base_url=cfg.base_url,
             api_key=self._key,
             # Said outright, since OPENAI_CUSTOM_HEADERS may hold another server's.
             default_headers={"Authorization": f"Bearer {self._key}"},
-            timeout=cfg.timeout_seconds,
+            timeout=self._openai.Timeout(cfg.timeout_seconds, connect=connect),
             max_retries=0,  # its own retries tell nobody how many there were
+            http_client=self._openai.DefaultHttpxClient(
+                event_hooks={"request": [self._connections.watch]}
+            ),
         )
 
     def __enter__(self) -> "Endpoint":
@@ -113,16 +132,20 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    def hang_up(self) -> None:
+        """Ends all requests that are at work; their threads get a `Trouble` at once."""
+        self._connections.end()
+
     def ask(self, question: str, seed: int | None) -> Any:
         """The parsed JSON of a chat completion; raises `Trouble` alone."""
         openai = self._openai
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
+            with self._client.chat.completions.with_streaming_response.create(
                 model=self._cfg.model,
                 messages=[{"role": "user", "content": question}],
                 extra_body=_body(self._cfg, seed),
-            )
-            return _parse(raw.http_response)
+            ) as response:
+                return _parse(self._read(response.http_response))
         except Trouble as error:
             trouble = error
         except openai.APIStatusError as error:
@@ -133,6 +156,27 @@ class Endpoint:
             trouble = Trouble(f"{type(error).__name__}: {error}", again=False)
         # Out here, so that no context is attached.
         raise Trouble(self.safe(str(trouble)), again=trouble.again, after=trouble.after)
+
+    def _read(self, response: Any) -> bytes:
+        """The whole body, unless the connection breaks, it takes too long, or has no end."""
+        deadline, parts, size = time.monotonic() + self._cfg.answer_seconds, [], 0
+        chunks = response.iter_bytes()
+        while True:
+            try:
+                part = next(chunks, None)
+            except Exception as error:  # of the transport, which the openai package lets through
+                told = f"the answer broke off after {size} bytes: {type(error).__name__}: {error}"
+                raise Trouble(told, again=True) from None
+            if part is None:
+                return b"".join(parts)
+            parts.append(part)
+            size += len(part)
+            if time.monotonic() > deadline:
+                told = f"only {size} bytes in answer_seconds={self._cfg.answer_seconds:g}"
+                raise Trouble(told, again=True)
+            if size > MAX_REPLY_BYTES:
+                told = f"the answer has more than {MAX_REPLY_BYTES >> 20} MiB: no completion has"
+                raise Trouble(told, again=True)
 
     def safe(self, message: str) -> str:
         """The message without the key, should the server repeat it, and of a bounded length."""
@@ -161,12 +205,11 @@ def _body(cfg: RemoteConfig, seed: int | None) -> dict[str, Any]:
     return body | ({"logprobs": True} if cfg.logprobs else {}) | cfg.extra
 
 
-def _parse(response: Any) -> Any:
+def _parse(content: bytes) -> Any:
     try:
-        return response.json()
+        return json.loads(content)
     except ValueError as error:
-        start = response.text[:200]
-        told = f"the answer is no JSON ({error}); it begins {start!r}"
+        told = f"the answer is no JSON ({error}); it begins {content[:200]!r}"
     raise Trouble(told, again=True)
 
 

@@ -5,7 +5,7 @@ Lives here: `Engine`. Not here: what a request is (`sampling/requests.py`), the 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from l2s_jax.model.cache import PAGE
 from l2s_jax.model.decoder import Params
 from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig, make_router
 from l2s_jax.sampling.controllers.thought import make_thoughts
@@ -43,7 +44,13 @@ class Engine:
     host's own devices, all on the data axis: no host waits for another's longest row.
     """
 
-    def __init__(self, policy: Policy, cfg: SamplingConfig, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        policy: Policy,
+        cfg: SamplingConfig,
+        mesh: Mesh | None = None,
+        largest_page: int = PAGE,
+    ):
         if cfg.temperature == 0 and cfg.num_samples > 1 and len(cfg.routing.modes) == 1:
             warnings.warn(
                 f"temperature 0 is greedy: the {cfg.num_samples} samples of a prompt will be the"
@@ -53,6 +60,7 @@ class Engine:
         self.cfg = cfg
         self.policy = policy
         self.served = Served()
+        self._largest_page = largest_page
         self._mesh = make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
         self._given: Params | None = None
         self._placed: Params = {}
@@ -71,6 +79,7 @@ class Engine:
         params: Params | None = None,
         routing: RoutingConfig | None = None,
         watch: Watch | None = None,
+        ended: Callable[[list[Rollout]], None] | None = None,
     ) -> list[Rollout]:
         """`num_samples` rollouts of each request, in the order of the requests.
 
@@ -81,6 +90,8 @@ class Engine:
           params: weights to use instead of the policy's own.
           routing: instead of the config's.
           watch: is shown the rows at work every so many steps, and may change them.
+          ended: is given rollouts while others go on, each once, whenever the loop comes back to
+            the host: `watch.every` says how often. Not all need come this way.
         """
         model = self.policy.model
         check_requests(
@@ -89,21 +100,31 @@ class Engine:
             vocab_size=model.vocab_size,
             max_positions=model.max_positions,
         )
+        self.served = Served()
         if not requests:
             return []
-        routing = routing or self.cfg.routing
-        queue = Queue(
-            prompts=[request.prompt_ids for request in requests],
-            jobs=make_jobs(self.cfg, routing, requests, self._stops),
-            group=self.cfg.num_samples,
-        )
+        routing, group = routing or self.cfg.routing, self.cfg.num_samples
+        queue = self.queue(requests, routing)
+        found: dict[int, Rollout] = {}
+
+        def cut(results: Results, jobs: Sequence[int]) -> list[Rollout]:
+            for job in jobs:
+                found[job] = self._cut(requests[job // group], job % group, results, job)
+            return [found[job] for job in jobs]
+
+        def take(results: Results, jobs: np.ndarray) -> None:
+            new = [job for job in jobs.tolist() if job not in found]
+            if new and ended is not None:
+                ended(cut(results, new))
+
         program = Program(
             model=self.policy.model,
             mesh=self._mesh,
-            params=self._place(self.policy.params if params is None else params),
-            steering=self._steering(routing, queue.jobs),
+            params=self.place(self.policy.params if params is None else params),
+            steering=self.steering(routing, queue.jobs),
             key=key,
             watch=watch,
+            ended=None if ended is None else take,
         )
         results, self.served = serve(program, queue, self.sizes(requests))
         if self.served.not_finite:
@@ -112,13 +133,19 @@ class Engine:
                 " model's logits were not finite (finish_reason non_finite).",
                 stacklevel=2,
             )
-        return [
-            self._cut(request, sample, results, n * self.cfg.num_samples + sample)
-            for n, request in enumerate(requests)
-            for sample in range(self.cfg.num_samples)
-        ]
+        jobs = range(len(requests) * group)
+        cut(results, [job for job in jobs if job not in found])
+        return [found[job] for job in jobs]
 
-    def _steering(self, routing: RoutingConfig, jobs: Jobs) -> Steering:
+    def queue(self, requests: Sequence[Request], routing: RoutingConfig) -> Queue:
+        """The prompts of a call, and its jobs."""
+        return Queue(
+            prompts=[request.prompt_ids for request in requests],
+            jobs=make_jobs(self.cfg, routing, requests, self._stops),
+            group=self.cfg.num_samples,
+        )
+
+    def steering(self, routing: RoutingConfig, jobs: Jobs) -> Steering:
         """The controllers' settings for a call."""
         size = self.policy.model.vocab_size
         router = make_router(
@@ -138,8 +165,11 @@ class Engine:
             entropy=jnp.asarray(self.cfg.entropy),
         )
 
-    def _place(self, params: Params) -> Params:
-        """The weights as the sampler reads them; the last ones asked for stay."""
+    def place(self, params: Params) -> Params:
+        """The weights as the sampler reads them; the last ones asked for stay.
+
+        All hosts must come here together for weights that lie on several, before they sample.
+        """
         if params is not self._given:
             self._given = params
             self._placed = sampling_weights(self.policy.model, self._mesh, params)
@@ -155,11 +185,12 @@ class Engine:
             rows=groups * cfg.num_samples,
             group=cfg.num_samples,
             # While long rows go on, their prompts stay: room for others keeps all rows at work.
-            prompts=groups if len(requests) <= groups * shards else 3 * groups,
+            prompts=groups if len(requests) <= groups * shards else 4 * groups,
             width=max(MIN_WIDTH, 1 << (longest - 1).bit_length()),
             max_tokens=cfg.max_new_tokens,
             stops=self._stops.shape,
             prefix=prefix_room(cfg),
+            largest_page=self._largest_page,
         )
         gib = sizes.cache_bytes(model) / 2**30
         if cfg.cache_gib is not None and gib > cfg.cache_gib:

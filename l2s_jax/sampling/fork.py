@@ -20,9 +20,9 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from l2s_jax.model.cache import Cache, Shared, append, empty, room
+from l2s_jax.model.cache import Cache, Shared, append, empty_tail, room
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import Params, forward, logits
+from l2s_jax.model.decoder import Params, forward_cached, logits
 from l2s_jax.sampling.choose import FREE, Draw, choose, row_keys
 from l2s_jax.sampling.controllers.thought import CLOSING
 from l2s_jax.sampling.state import DATA_AXES, ROWS, WHOLE, LoopState, jobs_of, state_specs
@@ -104,7 +104,7 @@ def _fork(
         forced = jnp.where(scripted, script[jnp.minimum(place, script.shape[0] - 1)], FREE)
         keys_R = row_keys(key, names_R, start_R + place)
         chosen = choose(keys_R, logits_RV, jnp.full(rows, forced), draw)
-        hidden_R1D, kv = forward(
+        hidden_R1D, kv = forward_cached(
             cfg,
             params,
             chosen.token[:, None],
@@ -115,7 +115,7 @@ def _fork(
         writes_R = ~done_R
         stops_R = writes_R & ~scripted & jnp.any(chosen.token[:, None] == stop_ids[None], axis=-1)
         return (
-            append(tail, *kv, writes_R),
+            append(tail, kv, writes_R, jnp.all(jnp.isfinite(hidden_R1D[:, 0]), axis=-1)),
             logits(params, hidden_R1D[:, 0]),
             done_R | stops_R,
             tokens_RT.at[:, place].set(jnp.where(writes_R, chosen.token, 0)),
@@ -124,7 +124,7 @@ def _fork(
         )
 
     carry = (
-        empty(shape, cfg.compute_dtype),
+        empty_tail(shape, 0, cfg.compute_dtype),  # all branches fit on their open pages
         jnp.repeat(state.logits, branches, axis=0),
         jnp.repeat(~active_B, branches),
         blank_RT.astype(jnp.int32),

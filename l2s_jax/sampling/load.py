@@ -17,9 +17,9 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from l2s_jax.model.cache import BLOCK, Cache, Stored, empty, extend
+from l2s_jax.model.cache import Cache, Stored, empty, extend
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import Params, forward, logits
+from l2s_jax.model.decoder import Params, forward_cached, logits
 from l2s_jax.sampling.state import (
     DATA_AXES,
     PENDING,
@@ -28,10 +28,11 @@ from l2s_jax.sampling.state import (
     Jobs,
     LoopState,
     fresh_state,
+    in_place,
     state_specs,
 )
 
-CHUNK = 4 * BLOCK  # prompt tokens of one pass of the prefill
+CHUNK = 512  # prompt tokens of one pass of the prefill
 
 
 @struct.dataclass
@@ -57,7 +58,7 @@ def begin(cfg: ModelConfig, mesh: Mesh, sizes: tuple[tuple[str, Any], ...]) -> L
         axis_names=DATA_AXES,
         check_vma=False,
     )
-    return inside()
+    return in_place(inside(), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "mesh"), donate_argnames="state")
@@ -71,19 +72,17 @@ def load(cfg: ModelConfig, mesh: Mesh, params: Params, state: LoopState, new: Lo
         axis_names=DATA_AXES,
         check_vma=False,
     )
-    return inside(params, state, new)
+    return in_place(inside(params, state, new), mesh)
 
 
 def _load(cfg: ModelConfig, params: Params, state: LoopState, new: Load) -> LoopState:
     stored, logits_MV = prefill(cfg, params, new.prompts, new.lengths)
     num_places, group = state.prompts.row_at.shape
     place_M = jnp.where(new.lengths > 0, new.place, num_places)
-    width = stored.v.shape[3]
-    before = state.prompts.stored
-    prompts = Stored(
-        before.k.at[:, place_M, :, :, :width].set(stored.k, mode="drop"),
-        before.v.at[:, place_M, :, :width].set(stored.v, mode="drop"),
-        before.lengths.at[place_M].set(new.lengths, mode="drop"),
+    prompts = jax.tree.map(
+        lambda before, read: before.at[place_M].set(read, mode="drop"),
+        state.prompts.stored,
+        stored,
     )
     seat_MC = place_M[:, None] * group + jnp.arange(group)[None]
     seat = seat_MC.reshape(-1)
@@ -125,7 +124,7 @@ def prefill(
         tokens_NT = jax.lax.dynamic_slice_in_dim(prompt_NP, place, chunk, axis=1)
         at_NT = jnp.broadcast_to(place + jnp.arange(chunk)[None], tokens_NT.shape)
         before = dataclasses.replace(stored, lengths=jnp.full(num_prompts, place, jnp.int32))
-        hidden_NTD, kv = forward(
+        hidden_NTD, kv = forward_cached(
             cfg, params, tokens_NT, at_NT, mask_BTT=mask_NTT, cache=Cache(tail=before)
         )
         here_N = (lengths_N - 1) // chunk == index
@@ -133,7 +132,7 @@ def prefill(
             hidden_NTD, ((lengths_N - 1) % chunk)[:, None, None], axis=1
         )
         last_ND = jnp.where(here_N[:, None], final_N1D[:, 0], last_ND)
-        return extend(stored, *kv, place), last_ND
+        return extend(stored, kv, place), last_ND
 
     nothing = (
         empty(shape, cfg.compute_dtype),

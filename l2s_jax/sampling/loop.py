@@ -19,9 +19,9 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from l2s_jax.model.cache import Cache, Stored, append, rewind
+from l2s_jax.model.cache import Cache, Shared, append, close, emptied, on_rows
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import Params, forward, logits
+from l2s_jax.model.decoder import Angles, Params, angles_at, forward_cached, logits
 from l2s_jax.sampling.choose import FREE, Shape, distribution, pick, row_keys, score
 from l2s_jax.sampling.controllers.routing import Router, probability_of_easy, route_step, routes
 from l2s_jax.sampling.controllers.thought import (
@@ -34,17 +34,23 @@ from l2s_jax.sampling.state import (
     DATA_AXES,
     DONE,
     EMPTY,
+    NO_TICKET,
     PENDING,
+    ROWS,
     WHOLE,
     Jobs,
     LoopState,
     Results,
     free_rows,
+    in_place,
     jobs_of,
     state_specs,
     take_jobs,
     where_rows,
 )
+
+Turns = tuple[Float[Array, "S half"], Float[Array, "S half"]]
+"""`Angles` of all positions that a row can reach."""
 
 
 @struct.dataclass
@@ -103,7 +109,7 @@ def run(
         axis_names=DATA_AXES,
         check_vma=False,
     )
-    return inside(params, state, steering, until, key)
+    return in_place(inside(params, state, steering, until, key), mesh)
 
 
 def _run(
@@ -115,6 +121,9 @@ def _run(
     key: Key[Array, ""],
 ) -> LoopState:
     places, before = state.prompts.places, state.num_steps[0]
+    longest = state.prompts.stored.capacity + state.results.tokens.shape[1]
+    cos_1Sh, sin_1Sh = angles_at(cfg, jnp.arange(longest)[None])
+    angles = cos_1Sh[0], sin_1Sh[0]
 
     def go_on(state: LoopState) -> Bool[Array, ""]:
         num_active = jnp.sum(state.active)
@@ -122,12 +131,18 @@ def _run(
         num_done = jnp.sum(jnp.all((state.status == DONE).reshape(-1, places), axis=1))
         small = (num_pending == 0) & (num_active <= until.rows)
         far = state.num_steps[0] - before >= until.steps
-        return (num_active > 0) & (num_done < until.done_prompts) & ~small & ~far
+        left = num_active + num_pending > 0
+        return left & (num_done < until.done_prompts) & ~small & ~far
 
     def step(state: LoopState) -> LoopState:
-        return take_jobs(_step(cfg, params, steering, key, state), steering.router)
+        return _step(cfg, params, steering, key, angles, take_jobs(state, steering.router))
 
-    return jax.lax.while_loop(go_on, step, take_jobs(state, steering.router))
+    def page(state: LoopState) -> LoopState:
+        """Steps until the open pages are full, and closes them."""
+        state = jax.lax.while_loop(lambda s: go_on(s) & ~s.cache.tail.full, step, state)
+        return state.with_cache(close(state.cache.tail), state.prompts)
+
+    return jax.lax.while_loop(go_on, page, state)
 
 
 def _step(
@@ -135,6 +150,7 @@ def _step(
     params: Params,
     steering: Steering,
     key: Key[Array, ""],
+    angles: Turns,
     state: LoopState,
 ) -> LoopState:
     """Every row at work, one token further."""
@@ -142,7 +158,7 @@ def _step(
     router, thoughts = steering.of_rows(jobs)
     routing, directive = route_step(router, state.routing, state.last, state.logits, active_B)
     restart_B = active_B & directive.restart
-    tail = rewind(state.cache.tail, jnp.where(restart_B, state.cache.tail.lengths, 0))
+    tail = emptied(state.cache.tail, restart_B)
     logits_BV = _restart(restart_B, state)
     place_B = tail.lengths
     # By tokens read, not by place: what a restart took back must not name the new draws too.
@@ -163,24 +179,25 @@ def _step(
     chosen = score(dist, token_B, free_B)
     prompt_B = prompts.seat // prompts.places
     at_B = jnp.take(prompts.stored.lengths, prompt_B, mode="clip") + place_B
-    hidden_B1D, kv = forward(
+    hidden_B1D, kv = forward_cached(
         cfg,
         params,
         chosen.token[:, None],
         at_B[:, None],
         mask_BTT=jnp.ones((*at_B.shape, 1, 1), bool),
         cache=Cache(tail, (prompts,)),
+        angles=_at(angles, at_B),
     )
     writes_B = active_B & chosen.finite
-    tail = append(tail, *kv, writes_B)
+    # By what comes last, so that every layer has read its part of the cache before it is written:
+    # the compiler then writes in place.
+    tail = append(tail, kv, writes_B, jnp.all(jnp.isfinite(hidden_B1D[:, 0]), axis=-1))
     entropy_B = jax.lax.cond(
         steering.entropy, dist.entropy, lambda: jnp.zeros(active_B.shape, jnp.float32)
     )
     results = _write(state.results, prompts.seat, place_B, writes_B, chosen, entropy_B)
     stopped_B = writes_B & stops_here(results.tokens, prompts.seat, place_B, jobs.stops)
     ended_B = stopped_B | (active_B & ((tail.lengths >= jobs.budget) | ~chosen.finite))
-    spoiled_B = ~jnp.all(jnp.isfinite(hidden_B1D[:, 0]), axis=-1)
-    tail = _without(spoiled_B & (ended_B | ~active_B), tail)
     last_B = jnp.where(writes_B, chosen.token, state.last)
     routing = where_rows(active_B, routing, state.routing)
     results = _finish(
@@ -206,16 +223,6 @@ def _step(
     return free_rows(state, ended_B)
 
 
-def _without(broken_B: Bool[Array, " B"], tail: Stored) -> Stored:
-    """`tail` with nothing in rows that hold no numbers: under a mask, too, they would spread."""
-
-    def emptied(v):
-        return jnp.where(broken_B[None, :, None, None, None], jnp.zeros((), v.dtype), v)
-
-    v = jax.lax.cond(jnp.any(broken_B), emptied, lambda same: same, tail.v)
-    return dataclasses.replace(tail, v=v)
-
-
 def _restart(restart_B: Bool[Array, " B"], state: LoopState) -> Float[Array, "B V"]:
     """The logits of the next token, where rows that start over are back behind their prompt."""
     prompt_B = state.prompts.seat // state.prompts.places
@@ -225,6 +232,12 @@ def _restart(restart_B: Bool[Array, " B"], state: LoopState) -> Float[Array, "B 
         return jnp.where(restart_B[:, None], first_BV, logits_BV)
 
     return jax.lax.cond(jnp.any(restart_B), with_prompts, lambda same: same, state.logits)
+
+
+def _at(angles: Turns, position_B: Int[Array, " B"]) -> Angles:
+    """The angles of each row's next position."""
+    cos_Bh, sin_Bh = (jnp.take(x_Sh, position_B, axis=0, mode="clip") for x_Sh in angles)
+    return cos_Bh[:, None], sin_Bh[:, None]
 
 
 def first_forced(one_B: Int[Array, " B"], other_B: Int[Array, " B"]) -> Int[Array, " B"]:
@@ -281,35 +294,70 @@ def _finish(results: Results, seat_B, **values_B) -> Results:
     return dataclasses.replace(results, **put)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "rows"))  # the sizes differ: nothing to reuse
-def shrink(mesh: Mesh, state: LoopState, *, rows: int) -> LoopState:
-    """`state` on `rows` rows per device, which must hold all that are at work."""
+@functools.partial(jax.jit, static_argnames=("mesh", "apart"))  # the sizes differ: nothing to reuse
+def shrink(mesh: Mesh, state: LoopState, kept: Int[Array, " B"], *, apart: bool) -> LoopState:
+    """`state` on fewer rows, when no job is pending.
+
+    Args:
+      kept: each device's rows that go on, all those at work among them.
+      apart: leave each row the one job that it works on, and its prompt to itself. With few rows
+        left, most of a prompt's seats are empty, and attention computes empty ones too.
+    """
     specs = state_specs(state)
     inside: Any = jax.shard_map(
-        functools.partial(_shrink, rows=rows),
+        _apart if apart else _on_rows,
         mesh=mesh,
-        in_specs=(specs,),
+        in_specs=(specs, ROWS),
         out_specs=specs,
         axis_names=DATA_AXES,
         check_vma=False,
     )
-    return inside(state)
+    return in_place(inside(state, kept), mesh)
 
 
-def _shrink(state: LoopState, *, rows: int) -> LoopState:
-    kept = jnp.argsort(~state.active)[:rows]  # stable: rows at work first
-    seat, shape = state.prompts.seat[kept], state.prompts.row_at.shape
-    row_at = jnp.full(state.status.shape, rows, jnp.int32)
-    row_at = row_at.at[seat].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
-    tail = state.cache.tail
+def _on_rows(state: LoopState, kept_B: Int[Array, " B"]) -> LoopState:
+    """The state with the kept rows alone."""
+    rows = kept_B.shape[0]
+    of_row: Any = functools.partial(_take, kept_B)
+    seat_B, row_at = of_row(state.prompts.seat), jnp.full(state.status.shape, rows, jnp.int32)
+    row_at = row_at.at[seat_B].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
     return state.with_cache(
-        Stored(tail.k[:, kept], tail.v[:, kept], tail.lengths[kept]),
-        dataclasses.replace(state.prompts, row_at=row_at.reshape(shape), seat=seat),
-        routing=jax.tree.map(lambda leaf: leaf[kept], state.routing),
-        thought=jax.tree.map(lambda leaf: leaf[kept], state.thought),
-        logits=state.logits[kept],
-        last=state.last[kept],
+        on_rows(state.cache.tail, kept_B),
+        dataclasses.replace(
+            state.prompts, row_at=row_at.reshape(state.prompts.row_at.shape), seat=seat_B
+        ),
+        routing=of_row(state.routing),
+        thought=of_row(state.thought),
+        logits=of_row(state.logits),
+        last=of_row(state.last),
     )
+
+
+def _apart(state: LoopState, kept_B: Int[Array, " B"]) -> LoopState:
+    """The state with the kept rows, one job, prompt place and seat for each."""
+    state, idle_B = _on_rows(state, kept_B), ~state.active[kept_B]
+    job_B, rows = state.prompts.seat, kept_B.shape[0]
+    place_B = job_B // state.prompts.places
+    own_B = jnp.arange(rows, dtype=jnp.int32)
+    prompts = Shared(
+        stored=_take(place_B, state.prompts.stored),
+        row_at=jnp.where(idle_B, rows, own_B)[:, None],
+        seat=jnp.where(idle_B, rows, own_B),
+    )
+    return state.with_cache(
+        state.cache.tail,
+        prompts,
+        first_logits=_take(place_B, state.first_logits),
+        jobs=_take(job_B, state.jobs),
+        results=_take(job_B, state.results),
+        status=jnp.where(idle_B, EMPTY, _take(job_B, state.status)),
+        ticket=jnp.full(rows, NO_TICKET, jnp.int32),
+    )
+
+
+def _take(index: Int[Array, " B"], tree: Any) -> Any:
+    """The entries of every leaf; zeros where the index is out of range."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="fill", fill_value=0), tree)
 
 
 @functools.partial(jax.jit, donate_argnames="state")

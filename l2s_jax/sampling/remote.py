@@ -21,10 +21,11 @@ A request that times out may still be charged by the server; the next try then p
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Literal
 
 import jax
@@ -33,6 +34,7 @@ from jaxtyping import Array, Key
 
 from l2s_jax.sampling.controllers.routing import RoutingConfig
 from l2s_jax.sampling.endpoint import Endpoint, RemoteConfig, Trouble, import_openai, read_key
+from l2s_jax.sampling.pace import Pace
 from l2s_jax.sampling.reply import RemoteRollout, Unreadable, Unusable, read_reply
 from l2s_jax.sampling.retry import Gate, answered, backoff
 from l2s_jax.tokens.triggers import refuse_triggers
@@ -53,6 +55,16 @@ class Failure:
     message: str
     num_tries: int
     text: str | None = None  # of an unusable answer
+
+
+Outcome = RemoteRollout | Failure | None  # None: not asked, since all stops or another has it
+Through = Callable[[str, int, Callable[[], Outcome]], Outcome]
+"""Called in the thread that asks, with problem id, sample and the request itself: it may keep what
+came of the request before anybody sees it, or leave the request to another (None)."""
+
+
+def _at_once(id: str, sample: int, go: Callable[[], Outcome]) -> Outcome:
+    return go()
 
 
 class RemoteError(RuntimeError):
@@ -143,11 +155,13 @@ class RemoteSampler:
         *,
         routing: RoutingConfig | None = None,
         have: Collection[tuple[str, int]] = (),
-    ) -> Iterator[RemoteRollout]:
-        """Rollouts as they finish; raises `RemoteError` after the last if any is missing.
+        through: Through = _at_once,
+    ) -> Generator[RemoteRollout, None, None]:
+        """Rollouts as they finish; raises `RemoteError` after the last if any failed.
 
         Args:
           have: (problem id, sample) that are there already and are not asked for again.
+          through: around each request, with all its retries.
         """
         if routing is not None and (
             set(routing.modes) != {"free"} or routing.threshold is not None
@@ -157,23 +171,27 @@ class RemoteSampler:
                 ' tokens cannot be forced. Use RoutingConfig(modes=("free",)); to route a model'
                 " that knows the triggers, load its folder into a LocalSampler."
             )
-        return self._run(_asks(self.cfg, problems, key, frozenset(have)))
+        return self._run(_asks(self.cfg, problems, key, frozenset(have)), through)
 
-    def _run(self, asks: list[_Ask]) -> Iterator[RemoteRollout]:
+    def _run(self, asks: list[_Ask], through: Through) -> Generator[RemoteRollout, None, None]:
         halt, gate = threading.Event(), Gate()
+        limits = (self.cfg.requests_per_minute, self.cfg.tokens_per_minute)
+        pace = Pace(*limits, self.cfg.max_new_tokens)
         left = {(ask.problem.id, ask.sample): None for ask in asks}
         failures: list[Failure] = []
         num_given_up = 0  # since the last answer
         with contextlib.ExitStack() as stack:
             endpoint = stack.enter_context(Endpoint(self.cfg))
 
-            def answer(ask: _Ask) -> RemoteRollout | Failure | None:
-                return self._answer(endpoint, ask, gate, halt)
+            def answer(ask: _Ask) -> Outcome:
+                if halt.is_set():
+                    return None
+                go = functools.partial(self._answer, endpoint, ask, gate, pace, halt)
+                return through(ask.problem.id, ask.sample, go)
 
-            # Closed before the endpoint is: one who gives up halts the threads first.
-            coming = stack.enter_context(
-                contextlib.closing(answered(asks, answer, self.cfg.concurrency, halt))
-            )
+            # Closed before the endpoint is: one who gives up waits for the threads first.
+            crew = answered(asks, answer, self.cfg.concurrency, halt, endpoint.hang_up)
+            coming = stack.enter_context(contextlib.closing(crew))
             for one in coming:
                 if one is None:
                     continue
@@ -190,28 +208,35 @@ class RemoteSampler:
             raise RemoteError(failures, list(left))
 
     def _answer(
-        self, endpoint: Endpoint, ask: _Ask, gate: Gate, halt: threading.Event
-    ) -> RemoteRollout | Failure | None:
+        self, endpoint: Endpoint, ask: _Ask, gate: Gate, pace: Pace, halt: threading.Event
+    ) -> Outcome:
         """What came of a request; None where all was halted before it got an answer."""
         for num_tries in range(1, self.cfg.max_retries + 2):
+            wait, charged = pace.book(ask.problem.question)
+            halt.wait(wait)
             gate.wait(halt)
             if halt.is_set():
                 return None
             try:
                 reply = endpoint.ask(ask.problem.question, ask.seed)
-                return read_reply(
+                rollout = read_reply(
                     reply,
                     id=ask.problem.id,
                     sample=ask.sample,
                     seed=ask.seed,
                     num_tries=num_tries,
                 )
+                if rollout.completion_tokens is not None:
+                    used = rollout.prompt_tokens or 0
+                    pace.settle(charged, used, rollout.completion_tokens)
+                return rollout
             except Unusable as error:
                 return _failure(ask, "unusable", endpoint.safe(str(error)), num_tries, error.text)
             except Unreadable as error:
                 trouble = Trouble(endpoint.safe(str(error)), again=True)
             except Trouble as error:
                 trouble = error
+                pace.refund(charged)
             if not trouble.again:
                 halt.set()  # here, so that not one more request goes out
                 return _failure(ask, "rejected", str(trouble), num_tries)

@@ -80,12 +80,20 @@ class Gate:
 
 
 def answered(
-    asks: Iterable[A], answer: Callable[[A], B], num_threads: int, halt: threading.Event
+    asks: Iterable[A],
+    answer: Callable[[A], B],
+    num_threads: int,
+    halt: threading.Event,
+    hang_up: Callable[[], None],
 ) -> Generator[B, None, None]:
     """What `answer` makes of each, as they finish. What it raises ends all, and loses answers.
 
     Nothing new is begun once `halt` is set; what is at work then is still handed out. Answers that
-    nobody takes hold up new ones, so that one who gives up loses at most 2 × `num_threads`.
+    nobody takes hold up new ones, so that one who gives up loses at most 2 × `num_threads`. No
+    thread is left when it ends or is closed.
+
+    Args:
+      hang_up: makes every `answer` at work return soon; called where one gives up.
     """
     waiting = collections.deque(asks)
     todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -98,7 +106,7 @@ def answered(
             except Exception as error:
                 done.put((None, error))  # in silence, the caller would wait for ever
 
-    # Daemons: an interrupted program does not wait for a slow server before it ends.
+    # Daemons: a program that ends without closing this does not wait for a slow server.
     threads = [
         threading.Thread(target=work, daemon=True, name=f"l2s-ask-{n}")
         for n in range(min(num_threads, len(waiting)))
@@ -120,5 +128,9 @@ def answered(
             yield got
     finally:
         halt.set()
+        if num_pending:
+            hang_up()
         for _ in threads:
             todo.put(None)
+        for thread in threads:
+            thread.join()

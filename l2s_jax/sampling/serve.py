@@ -19,15 +19,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from l2s_jax.model.cache import room
+from l2s_jax.model.cache import PAGE, most_pages, room
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
 from l2s_jax.sampling import load, loop
-from l2s_jax.sampling.state import DONE, NO_TICKET, Jobs, LoopState, Results
+from l2s_jax.sampling.state import DONE, EMPTY, NO_TICKET, Jobs, LoopState, Results
 
 MIN_WIDTH = 16  # prompts are padded to this or a power of two above it
 LONG_RUN = 128  # tokens; shorter completions do not repay a program for fewer rows
-SMALLEST = 8  # rows
+SMALLEST = 4  # rows
+NOBODY = -1  # on a seat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,16 @@ class Sizes:
     max_tokens: int
     stops: tuple[int, int]  # stop sequences of a job, and their longest
     prefix: int = 1  # ids that a job may be made to open with
+    largest_page: int = PAGE
+
+    @property
+    def page(self) -> int:
+        """Places of a page of a row's own tokens."""
+        return min(self.largest_page, room(self.max_tokens))
 
     def as_static(self) -> tuple[tuple[str, Any], ...]:
-        named = dataclasses.asdict(self) | {"tail": room(self.max_tokens)}
+        named = dataclasses.asdict(self) | {"page": self.page}
+        del named["largest_page"]
         return tuple(sorted(named.items()))
 
     @property
@@ -53,7 +61,8 @@ class Sizes:
             return [self.rows]
         sizes, part = [self.rows], self.rows
         while part // 2 >= SMALLEST:
-            sizes += [part * 3 // 4, part // 2]
+            # Few rows more or less cost a step little: no program for three quarters of eight.
+            sizes += [part * 3 // 4, part // 2] if part > 2 * SMALLEST else [part // 2]
             part //= 2
         return sizes
 
@@ -62,7 +71,8 @@ class Sizes:
         per_token = (
             2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * cfg.compute_dtype.itemsize
         )
-        return per_token * (self.rows * room(self.max_tokens) + self.prompts * self.width)
+        pages = 1 + most_pages(self.page, self.max_tokens)
+        return per_token * (self.rows * pages * self.page + self.prompts * self.width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,7 @@ class Program:
     steering: loop.Steering
     key: Key[Array, ""]
     watch: Watch | None = None
+    ended: Callable[[Results, np.ndarray], None] | None = None  # told which jobs are done
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +144,9 @@ def serve(program: Program, queue: Queue, sizes: Sizes) -> tuple[Results, Served
             desk.until(rows, program.watch),
             program.key,
         )
-        desk.collect(state)
+        jobs = desk.collect(state)
+        if program.ended is not None:
+            program.ended(desk.results, jobs)
         if desk.finished:
             break
         state = loop.forget(state)
@@ -141,7 +154,9 @@ def serve(program: Program, queue: Queue, sizes: Sizes) -> tuple[Results, Served
             state = program.watch.look(program, state)
         fewer = desk.fewer_rows(state, rows)
         if fewer < rows:
-            state, rows = loop.shrink(program.mesh, state, rows=fewer), fewer
+            apart = fewer <= sizes.prompts  # else one place a row would take more than they do now
+            kept = desk.keep_rows(state, fewer, apart)
+            state, rows = loop.shrink(program.mesh, state, kept, apart=apart), fewer
     results = desk.results
     cost = Served(
         steps=int(np.max(state.num_steps)),
@@ -157,10 +172,12 @@ class Desk:
     """Which prompt is on which place of which device, and what has come back."""
 
     def __init__(self, queue: Queue, sizes: Sizes, shards: int):
-        self._queue, self._sizes, self._shards = queue, sizes, shards
+        self._queue, self._sizes, self.shards = queue, sizes, shards
         self._waiting = collections.deque(range(len(queue.prompts)))
         self._free = [list(range(sizes.prompts)) for _ in range(shards)]
-        self._on: dict[tuple[int, int], int] = {}  # (device, place) -> prompt
+        # Of each device, the number of the job on each seat.
+        self._job_at = np.full((shards, sizes.prompts * queue.group), NOBODY)
+        self._group = queue.group  # seats of a place
         self._tickets = 0
         num_jobs = len(queue.prompts) * queue.group
         self._batch = sizes.rows // sizes.group  # prompts of one load, per device
@@ -180,7 +197,7 @@ class Desk:
 
     @property
     def finished(self) -> bool:
-        return not self._waiting and not self._on
+        return not self._waiting and bool(np.all(self._job_at == NOBODY))
 
     def can_load(self) -> bool:
         return bool(self._waiting) and any(self._free)
@@ -188,19 +205,20 @@ class Desk:
     def next_load(self) -> load.Load:
         """The next prompts, spread evenly over the devices."""
         size, group = self._batch, self._queue.group
-        num = self._shards * size
+        num = self.shards * size
         prompts = np.zeros((num, self._sizes.width), np.int32)
         lengths, place = np.zeros(num, np.int32), np.zeros(num, np.int32)
         jobs = jax.tree.map(
             lambda a: np.zeros((num * group, *a.shape[1:]), a.dtype), self._queue.jobs
         )
         ticket = np.full(num * group, NO_TICKET, np.int32)
-        for entry in (shard * size + i for i in range(size) for shard in range(self._shards)):
+        for entry in (shard * size + i for i in range(size) for shard in range(self.shards)):
             shard = entry // size
             if not self._waiting or not self._free[shard]:
                 continue
             n, place[entry] = self._waiting.popleft(), self._free[shard].pop(0)
-            self._on[shard, int(place[entry])] = n
+            seat = place[entry] * group
+            self._job_at[shard, seat : seat + group] = n * group + np.arange(group)
             ids = self._queue.prompts[n]
             prompts[entry, : len(ids)], lengths[entry] = ids, len(ids)
             here = slice(entry * group, (entry + 1) * group)
@@ -223,26 +241,42 @@ class Desk:
             steps=jnp.int32(NO_TICKET if watch is None else watch.every),
         )
 
-    def collect(self, state: LoopState) -> None:
-        """Takes over what finished prompts have; their places are free again."""
-        group, places = self._queue.group, self._sizes.prompts
+    def collect(self, state: LoopState) -> np.ndarray:
+        """Takes over what done jobs have become; places where all are done are free again.
+
+        Returns their numbers, those again that were done before beside others that are not.
+        """
         status, found = jax.device_get((state.status, state.results))
-        done = (status == DONE).reshape(self._shards, places, group).all(axis=2)
-        for shard, place in zip(*np.nonzero(done), strict=True):
-            n = self._on.pop((int(shard), int(place)))
+        done = (status == DONE).reshape(self._job_at.shape)
+        jobs = self._job_at[done]
+        for into, source in zip(jax.tree.leaves(self.results), jax.tree.leaves(found), strict=True):
+            into[jobs] = source[done.reshape(-1)]
+        whole = done.reshape(self.shards, -1, self._group).all(axis=2)
+        self._job_at[np.repeat(whole, self._group, axis=1)] = NOBODY
+        for shard, place in zip(*np.nonzero(whole), strict=True):
             self._free[shard].append(int(place))
-            first = (shard * places + place) * group
-            here, theirs = slice(n * group, (n + 1) * group), slice(first, first + group)
-            for into, source in zip(
-                jax.tree.leaves(self.results), jax.tree.leaves(found), strict=True
-            ):
-                into[here] = source[theirs]
+        return jobs
 
     def fewer_rows(self, state: LoopState, rows: int) -> int:
         """The smallest declared number of rows that holds all that are left to do."""
         if self._waiting:
             return rows
-        jobs = self._sizes.prompts * self._sizes.group
-        left = np.asarray(state.status).reshape(self._shards, jobs)
-        most = int(((left != DONE) & (left != 0)).sum(axis=1).max())
+        left = np.asarray(state.status).reshape(self._job_at.shape)
+        most = int(((left != DONE) & (left != EMPTY)).sum(axis=1).max())
         return min(size for size in self._sizes.row_sizes if size >= min(most, rows))
+
+    def keep_rows(self, state: LoopState, rows: int, apart: bool) -> jax.Array:
+        """For each device the rows that go on, those at work first; where they go is noted.
+
+        Args:
+          apart: their jobs are the only ones that stay (`loop.shrink`).
+        """
+        seats = self._job_at.shape[1]
+        seat_at = np.asarray(state.prompts.seat).reshape(self.shards, -1)
+        kept = np.argsort(seat_at == seats, axis=1, kind="stable")[:, :rows]
+        if apart:
+            seat_of = np.take_along_axis(seat_at, kept, axis=1)
+            with_nobody = np.pad(self._job_at, ((0, 0), (0, 1)), constant_values=NOBODY)
+            self._job_at = np.take_along_axis(with_nobody, seat_of, axis=1)
+            self._group = 1
+        return jnp.asarray(kept.reshape(-1).astype(np.int32))

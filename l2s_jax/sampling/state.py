@@ -16,10 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from l2s_jax.model.cache import Cache, Shared, Stored, empty
+from l2s_jax.model.cache import (
+    Cache,
+    Shared,
+    Tail,
+    emptied,
+    empty,
+    empty_tail,
+    most_pages,
+)
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.sampling.choose import FREE, Draw
 from l2s_jax.sampling.controllers.routing import Router, RouterState, begin_routing
@@ -30,7 +38,6 @@ NO_TICKET = jnp.iinfo(jnp.int32).max
 EMPTY, PENDING, RUNNING, DONE = range(4)
 
 ROWS = BATCH  # rows, prompts and jobs are cut over the mesh's data axes
-BY_ROW = PartitionSpec(None, *BATCH)  # arrays whose second axis is rows, behind the layers
 WHOLE = PartitionSpec()
 # Rows are cut by hand over these axes; heads and vocabulary over the others, by the compiler.
 DATA_AXES = {"data", "fsdp"}
@@ -94,7 +101,7 @@ class LoopState:
     def active(self) -> Bool[Array, " B"]:
         return self.prompts.seat < self.status.shape[0]
 
-    def with_cache(self, tail: Stored, prompts: Shared, **changes: Any) -> "LoopState":
+    def with_cache(self, tail: Tail, prompts: Shared, **changes: Any) -> "LoopState":
         return dataclasses.replace(self, cache=Cache(tail, (prompts,)), **changes)
 
 
@@ -105,7 +112,7 @@ def fresh_state(
     prompts: int,
     group: int,
     width: int,
-    tail: int,
+    page: int,
     max_tokens: int,
     stops: tuple[int, int],
     prefix: int,
@@ -113,7 +120,7 @@ def fresh_state(
     """A device's state with room for `prompts` of `width` tokens, and nothing to do.
 
     Args:
-      tail: positions of a row's own tokens; at least `max_tokens`.
+      page: places of a page of a row's own tokens.
       stops: how many stop sequences a job may have, and how long they may be.
       prefix: ids that a job may be made to open with.
     """
@@ -125,7 +132,7 @@ def fresh_state(
     real_JT = jnp.zeros((jobs, max_tokens), jnp.float32)
     return LoopState(
         cache=Cache(
-            tail=empty((layers, rows, heads, tail, size), dtype),
+            tail=empty_tail((layers, rows, heads, page, size), most_pages(page, max_tokens), dtype),
             shared=(
                 Shared(
                     stored=empty((layers, prompts, heads, width, size), dtype),
@@ -172,10 +179,44 @@ def fresh_state(
 
 def state_specs(state: Any) -> Any:
     """The mesh axes of every leaf of a state: all of it is cut over the data axes."""
-    specs = jax.tree.map(lambda _: ROWS, state)
-    stored = Stored(k=BY_ROW, v=BY_ROW, lengths=ROWS)
-    prompts = Shared(stored, row_at=ROWS, seat=ROWS)
-    return dataclasses.replace(specs, cache=Cache(stored, (prompts,)))
+    return jax.tree.map(lambda _: ROWS, state)
+
+
+def state_places(state: LoopState, mesh: Mesh) -> LoopState:
+    """Where every leaf of a state lies: rows over the data axes, heads and vocabulary over tensor.
+
+    What tensor does not cut evenly is whole on all of its devices.
+    """
+
+    def by_row(_: Any) -> NamedSharding:
+        return NamedSharding(mesh, ROWS)
+
+    def by_row_and_axis(leaf: Any) -> NamedSharding:
+        even = leaf.shape[1] % mesh.shape["tensor"] == 0
+        return NamedSharding(mesh, PartitionSpec(*ROWS, "tensor") if even else ROWS)
+
+    def of_keys(held: Any, places: Any) -> Any:
+        k, v = jax.tree.map(by_row_and_axis, (held.k, held.v))
+        return dataclasses.replace(places, k=k, v=v)
+
+    places = jax.tree.map(by_row, state)
+    tail, stored = state.cache.tail, state.prompts.stored
+    pages = of_keys(tail.pages, places.cache.tail.pages)
+    return places.with_cache(
+        dataclasses.replace(of_keys(tail, places.cache.tail), pages=pages),
+        dataclasses.replace(places.prompts, stored=of_keys(stored, places.prompts.stored)),
+        logits=by_row_and_axis(state.logits),
+        first_logits=by_row_and_axis(state.first_logits),
+    )
+
+
+def in_place(state: LoopState, mesh: Mesh) -> LoopState:
+    """`state` laid out as `state_places` says, inside a program.
+
+    Every program ends with it. The compiler would choose otherwise, and keep a fresh cache whole on
+    every device of the tensor axis; programs would be compiled anew for what others gave them.
+    """
+    return jax.lax.with_sharding_constraint(state, state_places(state, mesh))
 
 
 def take_jobs(state: LoopState, router: Router) -> LoopState:
@@ -187,7 +228,7 @@ def take_jobs(state: LoopState, router: Router) -> LoopState:
 
 def _take_jobs(state: LoopState, router: Router) -> LoopState:
     idle_B, num_jobs = ~state.active, state.status.shape[0]
-    prompts, tail = state.prompts, state.cache.tail
+    prompts = state.prompts
     order_J = jnp.argsort(state.ticket)
     rank_B = jnp.cumsum(idle_B) - 1
     takes_B = idle_B & (rank_B < jnp.sum(state.status == PENDING))
@@ -197,7 +238,7 @@ def _take_jobs(state: LoopState, router: Router) -> LoopState:
     starts = begin_routing(dataclasses.replace(router, mode=_of(state.jobs.mode, seat_B)))
     first_BV = jnp.take(state.first_logits, seat_B // prompts.places, axis=0, mode="clip")
     return state.with_cache(
-        dataclasses.replace(tail, lengths=jnp.where(takes_B, 0, tail.lengths)),
+        state.cache.tail,
         dataclasses.replace(
             prompts,
             row_at=row_at_J.reshape(prompts.row_at.shape),
@@ -225,12 +266,11 @@ def jobs_of(state: LoopState) -> Jobs:
 def free_rows(state: LoopState, ended_B: Bool[Array, " B"]) -> LoopState:
     """`state` with the jobs of `ended_B` done and their rows idle."""
     num_jobs, rows = state.status.shape[0], state.active.shape[0]
-    tail, prompts = state.cache.tail, state.prompts
+    prompts = state.prompts
     seat_B = jnp.where(ended_B, prompts.seat, num_jobs)
     row_at_J = prompts.row_at.reshape(-1).at[seat_B].set(rows, mode="drop")
     return state.with_cache(
-        # An idle row's tail is empty, so that it does not lengthen what attention reads.
-        dataclasses.replace(tail, lengths=jnp.where(ended_B, 0, tail.lengths)),
+        emptied(state.cache.tail, ended_B),  # an idle row has no tail, and takes up a new job so
         dataclasses.replace(
             prompts,
             row_at=row_at_J.reshape(prompts.row_at.shape),

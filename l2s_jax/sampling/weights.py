@@ -5,7 +5,7 @@ the rules from logical axes to mesh axes (`sharding.py`).
 
 Training cuts weights over fsdp and gathers each layer when it is used; a decode step would gather
 all of them for one token. The sampler keeps a copy on every data shard, cut over heads,
-feed-forward and vocabulary alone, in the type that it computes in.
+feed-forward and vocabulary alone, in the type that it computes in, every layer on its own.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import Params, abstract_params
+from l2s_jax.model.decoder import Params, abstract_params, unstacked
 from l2s_jax.sharding import shardings
 
 
@@ -25,20 +25,57 @@ def sampling_weights(cfg: ModelConfig, mesh: Mesh, params: Params) -> Params:
 
     Norm scales stay as they are: they multiply in float32.
     """
-    targets, program = _program(cfg, mesh, jax.tree.structure(params))
-    return program(jax.device_put(params, targets))
+    source = _mesh_of(params)
+    if source is None or source.shape["tensor"] != mesh.shape["tensor"]:
+        source, places = mesh, _of_structure(jax.tree.structure(params), _places(cfg, mesh))
+        params = jax.device_put(params, places)
+    prepared = reshard(cfg, source, jax.tree.structure(params))(params)
+    return prepared if source == mesh else jax.tree.map(functools.partial(_onto, mesh), prepared)
 
 
 @functools.lru_cache(maxsize=8)
-def _program(cfg: ModelConfig, mesh: Mesh, structure: Any) -> tuple[Any, Any]:
-    """(where the weights go, the program that casts them); made once for all steps of a run."""
-    places, whole = _places(cfg, mesh), NamedSharding(mesh, PartitionSpec())
+def reshard(cfg: ModelConfig, mesh: Mesh, structure: Any) -> jax.stages.Wrapped:
+    """The program that brings weights of `mesh` into the sampler's layout, on that mesh.
+
+    Each device casts its own part, and a layer is gathered by itself: beside what comes out there
+    is never more than one layer. Made once for all steps of a run.
+    """
+    places = _of_structure(structure, _places(cfg, mesh))
+
+    def without_layers(place: NamedSharding, _: int) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
+
+    def prepare(params: Params) -> Params:
+        return unstacked(cfg, _cast(cfg.compute_dtype, params))
+
+    return jax.jit(prepare, out_shardings=unstacked(cfg, places, without_layers))
+
+
+def _mesh_of(params: Params) -> Mesh | None:
+    """The mesh that all of `params` lie on; None where they lie otherwise."""
+    places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
+    meshes = {place.mesh if isinstance(place, NamedSharding) else None for place in places}
+    found = meshes.pop() if len(meshes) == 1 else None
+    return found if isinstance(found, Mesh) else None
+
+
+def _onto(mesh: Mesh, leaf: jax.Array) -> jax.Array:
+    """An array of a mesh with the same tensor axis as one of `mesh`: no byte is moved."""
+    parts = {shard.device: shard.data for shard in leaf.addressable_shards}
+    here = [parts[device] for device in mesh.devices.flat]
+    assert isinstance(leaf.sharding, NamedSharding)
+    place = NamedSharding(mesh, leaf.sharding.spec)
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, here)
+
+
+def _of_structure(structure: Any, model: Any) -> Any:
+    """Where every part of `params` goes; an adapter's lies whole."""
+    [first, *_] = jax.tree.leaves(model)
+    whole = NamedSharding(first.mesh, PartitionSpec())
     parts = jax.tree.unflatten(structure, range(structure.num_leaves))
-    targets = {
-        name: places.get(name, jax.tree.map(lambda _: whole, part)) for name, part in parts.items()
+    return {
+        name: model.get(name, jax.tree.map(lambda _: whole, part)) for name, part in parts.items()
     }
-    cast = functools.partial(_cast, cfg.compute_dtype)
-    return targets, jax.jit(cast, out_shardings=targets)
 
 
 def _places(cfg: ModelConfig, mesh: Mesh) -> Any:

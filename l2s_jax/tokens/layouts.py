@@ -18,6 +18,7 @@ branch is given, not learned.
 """
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -35,10 +36,12 @@ class LayoutConfig:
 
     name: Layout = "matched"
     route_weight: float = 1.0  # of the first trigger, the one decision that routes
-    short_weight: float = 1.0  # of each token of a short path
+    trigger_weight: float = 1.0  # of every other trigger; `<ANSWER>` is the end of a thought
+    stop_weight: float = 1.0  # of the stop token
+    short_weight: float = 1.0  # of each token of a short path; multiplies the two above there
 
     def __post_init__(self):
-        for name in ("route_weight", "short_weight"):
+        for name in ("route_weight", "trigger_weight", "stop_weight", "short_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"LayoutConfig.{name}={getattr(self, name)}: must not be negative."
@@ -55,47 +58,77 @@ class Example:
     weights: np.ndarray  # [T] float32; 0 where the target is not trained
     positions: np.ndarray  # [T] int32
     branches: np.ndarray  # [T] int32; 0 is the trunk
+    easy: bool = False  # True: made from an EASY item
+    decision: int | None = None  # where the target tells EASY from LONG; None: nothing is routed
 
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
 
 
-TEXTS = ("question", "long", "long_answer", "short", "short_answer")
+TEXTS = ("long", "long_answer", "short", "short_answer")
+CHUNK = 256  # items whose texts are held as lists of ids at a time; these take much room
 
 Path = list[tuple[list[int], float]]  # parts of a path with the loss weight of their tokens
 
 
+def encode_items(
+    items: Sequence[Item], cfg: LayoutConfig, tokenizer: Tokenizer, triggers: Triggers
+) -> Iterator[Example]:
+    """The training sequences of items in a layout, in order. Texts are encoded many at a time."""
+    for start in range(0, len(items), CHUNK):
+        chunk = items[start : start + CHUNK]
+        for item in chunk:
+            texts = {name: getattr(item, name) for name in ("question", *TEXTS)}
+            refuse_triggers(item.id, {n: text for n, text in texts.items() if text is not None})
+        ids = iter(tokenizer.encode_all([getattr(i, n) or "" for i in chunk for n in TEXTS]))
+        for item in chunk:
+            yield _lay_out(item, {n: next(ids) for n in TEXTS}, cfg, tokenizer, triggers)
+
+
 def encode_item(item: Item, cfg: LayoutConfig, tokenizer: Tokenizer, triggers: Triggers) -> Example:
     """The training sequence of an item in a layout."""
-    texts = {name: getattr(item, name) for name in TEXTS}
-    refuse_triggers(item.id, {name: text for name, text in texts.items() if text is not None})
-    prompt = tokenizer.ask(item.question)
-    stop = [tokenizer.stop_ids[0]]
-    short: Path = []
-    if item.short is not None and item.short_answer is not None:
-        text = [*tokenizer.encode(item.short), *triggers.answer]
-        text += [*tokenizer.encode(item.short_answer), *stop]
-        short = [([*triggers.short, *text], cfg.short_weight)]
-    thought = tokenizer.encode(item.long)
-    ending = [*triggers.answer, *tokenizer.encode(item.long_answer), *stop]
-    easy, long = list(triggers.easy), list(triggers.long)
-    regular: Path = [(long, cfg.route_weight), ([*thought, *ending], 1.0)]
-    opening: Path = [(easy, cfg.route_weight)]
-    if not short or cfg.name == "long-only":
-        paths = [regular]
+    return next(encode_items([item], cfg, tokenizer, triggers))
+
+
+def _lay_out(
+    item: Item,
+    ids: dict[str, list[int]],
+    cfg: LayoutConfig,
+    tokenizer: Tokenizer,
+    triggers: Triggers,
+) -> Example:
+    """The sequence of an item whose texts are encoded."""
+    stop: Path = [([tokenizer.stop_ids[0]], cfg.stop_weight)]
+
+    def after(trigger: tuple[int, ...], *text: int) -> Path:
+        return [(list(trigger), cfg.trigger_weight), (list(text), 1.0)]
+
+    def briefly(path: Path) -> Path:
+        return [(part, weight * cfg.short_weight) for part, weight in path]
+
+    long_path: Path = [(ids["long"], 1.0)]
+    long_end = [*after(triggers.answer, *ids["long_answer"]), *stop]
+    short_path = briefly(after(triggers.short, *ids["short"]))
+    short_end = briefly([*after(triggers.answer, *ids["short_answer"]), *stop])
+    to_easy: Path = [(list(triggers.easy), cfg.route_weight)]
+    to_long: Path = [(list(triggers.long), cfg.route_weight)]
+    given_long: Path = [(list(triggers.long), 0.0)]
+    later_long: Path = [(list(triggers.long), cfg.trigger_weight)]
+    if not item.is_easy or cfg.name == "long-only":
+        paths = [[*to_long, *long_path, *long_end]]
     elif cfg.name == "separated":
-        paths = [opening + short]
+        paths = [[*to_easy, *short_path, *short_end]]
     elif cfg.name == "long-short":
-        paths = [[*opening, ([*long, *thought], 1.0), *short]]
+        paths = [[*to_easy, *later_long, *long_path, *short_path, *short_end]]
     elif cfg.name == "short-long":
-        without_answer = [
-            ([*triggers.short, *tokenizer.encode(item.short or "")], cfg.short_weight)
-        ]
-        paths = [[*opening, *without_answer, ([*long, *thought, *ending], 1.0)]]
+        paths = [[*to_easy, *short_path, *later_long, *long_path, *long_end]]
     else:
-        paths = [opening + short, [(long, 0.0), ([*thought, *ending], 1.0)]]
-    return assemble(item.id, prompt, paths)
+        paths = [[*to_easy, *short_path, *short_end], [*given_long, *long_path, *long_end]]
+    prompt = tokenizer.ask(item.question)
+    example = assemble(item.id, prompt, paths)
+    decision = len(prompt) - 1 + triggers.fork
+    return dataclasses.replace(example, easy=item.is_easy, decision=decision)
 
 
 def assemble(id: str, prompt: list[int], paths: list[Path]) -> Example:

@@ -36,6 +36,14 @@ class Triggers:
         if not all(ids) or len(set(ids)) < len(ids):
             raise ValueError(f"{self}: every trigger needs ids of its own, at least one.")
 
+    @property
+    def fork(self) -> int:
+        """Which id of `<EASY>` or `<LONG>` tells the two apart; those before it are the same."""
+        pairs = zip(self.easy, self.long, strict=False)
+        fork = next((k for k, (easy, long) in enumerate(pairs) if easy != long), None)
+        assert fork is not None, f"{self}: one trigger opens the other"
+        return fork
+
     def save(self, folder: str | pathlib.Path) -> None:
         (pathlib.Path(folder) / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2))
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from l2s_jax.config import from_json, to_json
+from l2s_jax.model.config import DTypeName
 from l2s_jax.model.decoder import Params
 from l2s_jax.model.hf.files import read_json
 from l2s_jax.model.hf.names import flatten
@@ -28,7 +29,8 @@ from l2s_jax.model.lora import LoraConfig, abstract_adapter, init_adapter, join,
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.sharding import shardings
 from l2s_jax.tokens.triggers import Spelling, Triggers, TriggerStarts
-from l2s_jax.training.checkpoint import restore_params
+from l2s_jax.training.hosts import check_all, is_first, whole
+from l2s_jax.training.parameters import restore_params
 
 LORA_FILE = "lora.json"
 PER_AXIS = 16  # values of every leaf that the digest looks at, along each of its axes
@@ -54,8 +56,13 @@ def base_digest(policy: Policy) -> str:
     for path, leaf in sorted(flatten(policy.params).items()):
         some = leaf[tuple(slice(None, None, max(1, size // PER_AXIS)) for size in leaf.shape)]
         sha.update(f"{path} {leaf.shape}".encode())
-        sha.update(np.asarray(jax.device_get(some), np.float32).tobytes())
+        sha.update(whole(some).astype(np.float32).tobytes())
     return sha.hexdigest()[:32]
+
+
+def kept_as(lora: LoraConfig | None) -> DTypeName:
+    """The type in which a run's model is loaded: what is trained begins in float32."""
+    return "float32" if lora is None else lora.base
 
 
 def token_ids_of(triggers: Triggers | None) -> tuple[int, ...]:
@@ -75,7 +82,14 @@ def add_adapter(policy: Policy, lora: LoraConfig, key: Key[Array, ""]) -> Params
 
 
 def claim_base(workdir: pathlib.Path, record: AdapterRecord) -> None:
-    """Writes `lora.json`, or refuses to go on with a base that is not the one it began with."""
+    """Writes `lora.json`, or refuses to go on with a base that is not the one it began with.
+
+    Of several hosts the first does it, for all.
+    """
+    check_all(lambda: _claim_base(workdir, record) if is_first() else None)
+
+
+def _claim_base(workdir: pathlib.Path, record: AdapterRecord) -> None:
     path = workdir / LORA_FILE
     if path.exists():
         check_base(workdir, read_record(workdir), record.digest)
@@ -111,7 +125,7 @@ def restore_adapter(
       mesh: where the adapter goes; None is the first device.
     """
     boxed = abstract_adapter(policy.model, lora, len(token_ids_of(policy.triggers)))
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = nn.unbox(boxed)
     places = shardings(boxed, mesh) if mesh is not None else jax.tree.map(lambda _: first, shapes)
 

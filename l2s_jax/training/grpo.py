@@ -1,55 +1,62 @@
 """Stage 2: rollouts, verification, advantages, a clipped update.
 
-Lives here: `GrpoRun` and its loop. Not here: the presets' formulas (`objectives/presets.py`),
-rollouts as arrays (`training/rollouts.py`), the sampler (`sampling`).
+Lives here: `GrpoRun` and its loop. Not here: objectives (`objectives`), what a step gathers before
+its update (`training/gather.py`), the loss's program (`training/scoring.py`), the sampler
+(`sampling`).
 
 The paper samples from the SFT policy and holds every ratio against it. `refresh_every` = None is
-that; a number lets the sampler take over the current weights every so many steps.
+that; a number lets the sampler take over the current weights every so many steps. Between two
+refreshes the rollouts of a step do not depend on the update before it, and are made during it.
 """
 
 import dataclasses
 import functools
 import pathlib
-import sys
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
-from tqdm import tqdm
+from jax.sharding import Mesh
 
+from l2s_jax.config import to_json
 from l2s_jax.data.arithmetic import ArithmeticProblems
 from l2s_jax.data.sources import JsonlProblems
-from l2s_jax.model.attention import visible
-from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import Params, forward, head
-from l2s_jax.model.lora import LoraConfig, join, merge, split
-from l2s_jax.objectives.logprobs import token_logp
-from l2s_jax.objectives.presets import V2, Plus, PlusLinear
+from l2s_jax.model.config import DTypeName, ModelConfig, Remat
+from l2s_jax.model.lora import LoraConfig
+from l2s_jax.model.routes import attend_on
+from l2s_jax.objectives.objective import Objective
 from l2s_jax.sampling.engine import Engine
+from l2s_jax.sampling.policy import Policy
 from l2s_jax.sampling.requests import Request, SamplingConfig, ask
-from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.sharding import MeshConfig, host_mesh, make_mesh
+from l2s_jax.tokens.automaton import route_table
 from l2s_jax.training.adapter import (
     AdapterRecord,
     add_adapter,
     base_digest,
     claim_base,
+    kept_as,
     token_ids_of,
 )
+from l2s_jax.training.ahead import Ahead
+from l2s_jax.training.asking import Asking, AskNothing, check_asking
 from l2s_jax.training.checkpoint import Checkpoints
-from l2s_jax.training.metrics import MetricsFile
+from l2s_jax.training.completions import CompletionsConfig, CompletionsFile
+from l2s_jax.training.gather import Gathered, Gatherer, PackedSizes
+from l2s_jax.training.guard import Guard
+from l2s_jax.training.hosts import alone
+from l2s_jax.training.metrics import LogConfig, RunLog
 from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
+from l2s_jax.training.policies import Others
 from l2s_jax.training.policy import describe_policy, load_policy
-from l2s_jax.training.rollouts import (
-    RolloutSource,
-    build_batch,
-    choose_problems,
-    group_modes,
-    judge,
-)
-from l2s_jax.training.state import TrainState, begin_state, state_shardings
+from l2s_jax.training.refill import Refill
+from l2s_jax.training.retention import KeepConfig
+from l2s_jax.training.rollouts import RolloutSource, group_modes
+from l2s_jax.training.scoring import Scorer, loss_of
+from l2s_jax.training.speed import Clock, training_flops
+from l2s_jax.training.state import begin_state, state_shardings
 from l2s_jax.training.step import Program, check_rows, compile_step, place_batch
-from l2s_jax.types import Metrics, Problem, Rollout, RolloutBatch
+from l2s_jax.training.stop import Stopped, StopSignal
+from l2s_jax.types import Problem
 from l2s_jax.verify.math import Verifier
 
 
@@ -59,22 +66,46 @@ class GrpoRun:
 
     model: str  # workdir or Hugging Face folder of the stage 1 policy
     problems: ArithmeticProblems | JsonlProblems
-    preset: V2 | Plus | PlusLinear
+    preset: Objective
     rollouts: RolloutSource = "auto"
+    asking: Asking = AskNothing()  # what prompts ask for: a level of brevity, a number of tokens
+    refill: Refill | None = None  # others for prompts whose samples all earned the same; None: not
     sampling: SamplingConfig = SamplingConfig(num_samples=8)
     prompts_per_step: int = 32
+    num_microbatches: int = 1  # parts of an update that go through the model in turn
     num_steps: int = 100
     refresh_every: int | None = None  # steps between two policies of the sampler; None: never
+    ahead: bool = True  # sample during the update where its result is not needed; takes more memory
     lora: LoraConfig | None = None  # train an adapter beside the frozen model, not the model
+    dtype: DTypeName = "float32"  # of the computation, sampling included
+    remat: Remat = "none"  # what the backward pass computes again: less memory, more time
     optim: OptimConfig = OptimConfig(peak_lr=1e-6)
     mesh: MeshConfig = MeshConfig()
     verify_seconds: float = 5.0  # bound on one symbolic decision
     num_workers: int = 2
     seed: int = 0
     save_every: int = 50
+    keep: KeepConfig = KeepConfig()  # which checkpoints stay on disk
+    max_skips: int = 5  # steps in a row without a finite loss and gradient; so many end the run
+    completions: CompletionsConfig = CompletionsConfig()  # what is kept to be read
+    log: LogConfig = LogConfig()
+
+    # Between two starts.
+    MAY_CHANGE: ClassVar = (
+        "mesh",
+        "num_workers",
+        "save_every",
+        "keep",
+        "max_skips",
+        "ahead",
+        "completions",
+        "log",
+    )
 
     def __post_init__(self):
-        for name in ("prompts_per_step", "num_steps", "save_every", "num_workers"):
+        for name in (
+            "prompts_per_step num_microbatches num_steps save_every num_workers max_skips"
+        ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"GrpoRun.{name}={getattr(self, name)}: must be at least 1.")
         if self.seed < 0 or not self.verify_seconds > 0:
@@ -108,208 +139,244 @@ class GrpoRun:
                 f"GrpoRun.sampling.routing.modes={self.sampling.routing.modes}: in stage 2"
                 " GrpoRun.rollouts decides them. Set that, and leave the modes out."
             )
-        limit = self.sampling.max_new_tokens
-        if isinstance(self.preset, PlusLinear) and self.preset.max_tokens != limit:
+        if self.preset.design_probability is not None and self.rollouts == "auto":
             raise ValueError(
-                f"GrpoRun.preset.max_tokens={self.preset.max_tokens} is not"
-                f" sampling.max_new_tokens={limit}: length would be rewarded by another measure."
-                " Set both to one number."
+                "GrpoRun.preset trains markers that were forced by design, but rollouts='auto'"
+                " forces none. Set rollouts to forced_pair."
             )
+        check_asking(self.asking, self.preset, self.sampling)
         schedule(self.optim, self.num_steps)  # refuses a warm-up that outlasts the run
 
+    def refreshes_at(self, step: int) -> bool:
+        """True where the sampler takes over the trained weights before this step."""
+        return self.refresh_every is not None and step % self.refresh_every == 0
 
-def completion_logp(
-    cfg: ModelConfig, params: Params, batch: RolloutBatch, temperature: float
-) -> Float[Array, "B T"]:
-    """Log-prob of every completion token, nats, at the temperature it was sampled at."""
-    mask = visible(batch.segment_ids, jnp.zeros_like(batch.segment_ids))
-    hidden, _ = forward(cfg, params, batch.tokens, batch.positions, mask_BTT=mask)
-    logp_RW = token_logp(hidden, head(params), batch.targets, temperature=temperature)
-    return logp_RW.reshape(-1)[batch.places]
-
-
-def loss_of(cfg: ModelConfig, preset: V2 | Plus | PlusLinear, temperature: float):
-    """`loss(params, batch)` of stage 2 for one decoder and preset."""
-
-    def loss(params: Params, batch: RolloutBatch) -> tuple[Array, Metrics]:
-        logp_BT = completion_logp(cfg, params, batch, temperature)
-        gap_BT = jnp.where(batch.free, jnp.abs(logp_BT - batch.old_logp), 0.0)
-        value, metrics = preset.loss(
-            logp_BT,
-            batch.old_logp,
-            batch.advantages,
-            batch.free,
-            num_sequences=batch.num_sequences,
-        )
-        # Right after a refresh the two policies are one: what is left is numerics or a bug.
-        return value, metrics | {"max_log_ratio": jnp.max(gap_BT)}
-
-    return loss
+    def goes_ahead_to(self, step: int) -> bool:
+        """True where this step's rollouts may be made during the update before it."""
+        # Devices that meet in two programs, and several hosts, must start them in one order, which
+        # threads do not keep. The sampler's devices meet where its weights are cut.
+        allowed = self.ahead and alone() and self.mesh.tensor == 1
+        return allowed and step < self.num_steps and not self.refreshes_at(step)
 
 
 def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
-    """Trains, or goes on training, in `workdir`; returns when the last step is on disk."""
-    workdir = pathlib.Path(workdir)
+    """Trains, or goes on training, in `workdir`; returns when the last step is on disk.
+
+    A SIGTERM or SIGINT ends it early by `Stopped`, with a checkpoint of the steps done.
+    """
+    with StopSignal() as stop:
+        train(cfg, pathlib.Path(workdir), stop)
+
+
+def train(cfg: GrpoRun, workdir: pathlib.Path, stop: StopSignal) -> None:
+    """The run's stages."""
     # 1. Who is refined, on what.
-    policy = load_policy(cfg.model)
+    mesh = make_mesh(cfg.mesh)
+    policy = load_policy(cfg.model, mesh=mesh, dtype=kept_as(cfg.lora))
+    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, dtype=cfg.dtype))
     if policy.tokenizer is None or policy.triggers is None:
         raise ValueError(
             f"GrpoRun.model={cfg.model}: this model does not know the triggers. Train stage 1"
             " first with `l2s sft` and give its workdir."
         )
     problems = cfg.problems.load()
-    requests = {request.id: request for request in ask(problems, policy.tokenizer)}
-    check_problems(cfg, policy.model, list(requests.values()))
-    longest = max(len(request.prompt_ids) for request in requests.values())
-    engine = Engine(policy, cfg.sampling)
+    longest = check_problems(cfg, policy, problems)
     # 2. One program on a mesh.
     num_token_rows = len(token_ids_of(policy.triggers)) if cfg.lora is not None else 0
-    optimizer, places, step_fn = program(
-        policy.model,
-        cfg.preset,
-        cfg.sampling.temperature,
-        cfg.optim,
-        cfg.num_steps,
-        cfg.mesh,
-        cfg.lora,
-        num_token_rows,
-    )
-    num_rows = cfg.prompts_per_step * cfg.sampling.num_samples
-    check_rows("GrpoRun.prompts_per_step * sampling.num_samples", num_rows, places)
-    sizes = PackedSizes.of(longest + cfg.sampling.max_new_tokens, num_rows, places)
+    decoder = dataclasses.replace(policy.model, remat=cfg.remat)
+    optimizer, places, step_fn = program_of(cfg, decoder, mesh, num_token_rows)
+    sizes = packed_sizes(cfg, policy.model, longest, mesh)
     # 3. Resume, or begin.
     params = policy.params
     if cfg.lora is not None:
         params = add_adapter(policy, cfg.lora, jax.random.key(cfg.seed))
         digest = base_digest(policy)
         claim_base(workdir, AdapterRecord(lora=cfg.lora, base=cfg.model, digest=digest))
-    _, frozen = split(params)
-    state = begin_state(params, optimizer, places)
+    state = begin_state(params, optimizer, places, weights=cfg.optim.weights)
     describe_policy(workdir, policy)
+    scorer = Scorer(policy.model, cfg.sampling.temperature, places, cfg.num_microbatches)
+    others = Others(cfg.preset, policy.params, scorer)
+    del params
+    policy = dataclasses.replace(policy, params={})  # whoever needs the weights has them
     with (
-        Checkpoints(workdir) as checkpoints,
+        Checkpoints(workdir, cfg=cfg, keep=cfg.keep) as checkpoints,
         Verifier(cfg.num_workers, cfg.verify_seconds) as verifier,
     ):
-        latest = checkpoints.latest()
-        if latest is not None:
-            state = checkpoints.restore(latest, state)
+        found = checkpoints.restore(state)
+        if found is not None:
+            state = found.state
+            if found.behaviour is not None:
+                others.sample_from(found.behaviour, state)
         begin = int(state.step)
-        # With refreshes this is exchanged at once: saves, so resumes too, fall on a refresh.
-        behaviour = policy.params
+        gather = make_gatherer(cfg, policy, problems, sizes, verifier, stop)
+        guard, clock = Guard(workdir, cfg.max_skips), Clock()
+        numbers: dict[str, float] = {}
+        ahead = Ahead(
+            lambda step: gather(step, others.behaviour, ahead.also(stop.watch()), ahead.check)
+        )
+        stop.hold()
         # 4. The loop.
-        with MetricsFile(workdir, resume_from=begin) as metrics_file, _bar(cfg, begin) as bar:
+        with (
+            RunLog(
+                workdir,
+                name="grpo",
+                num_steps=cfg.num_steps,
+                resume_from=begin,
+                cfg=cfg.log,
+                config=to_json(cfg),
+            ) as log,
+            CompletionsFile(workdir, cfg.completions, resume_from=begin) as completions,
+            ahead,
+        ):
             for step in range(begin, cfg.num_steps):
-                if cfg.refresh_every is not None and step % cfg.refresh_every == 0:
-                    behaviour = merge(join(jax.device_get(state.params), frozen))
-                chosen = choose_problems(problems, cfg.prompts_per_step, seed=cfg.seed, step=step)
-                rollouts = sample_step(
-                    cfg, engine, [requests[p.id] for p in chosen], behaviour, step
-                )
-                batch, signal = prepare(cfg, rollouts, chosen, verifier, sizes)
-                state, metrics = step_fn(state, place_batch(batch, places))
-                metrics_file.write(step + 1, metrics | signal)
-                bar.set_postfix(right=f"{signal['accuracy']:.2f}", tokens=f"{signal['tokens']:.1f}")
+                if cfg.refreshes_at(step):
+                    others.refresh(state)
+                try:
+                    with stop.interruptible(), clock.part("waiting"):
+                        gathered = ahead.take(step)
+                except Stopped:
+                    if step > begin:
+                        # Before a refresh the sampler's weights are about to be what is trained.
+                        kept = None if cfg.refreshes_at(step) else others.trained
+                        checkpoints.save(state, {"metrics": numbers}, behaviour=kept)
+                    raise
+                if cfg.goes_ahead_to(step + 1):
+                    ahead.begin(step + 1)
+                with clock.part("score"):
+                    batch, gap = others.score(place_batch(gathered.batch, places))
+                with clock.part("update"):
+                    state, metrics = step_fn(state, batch)
+                    guard.watch(step + 1, batch, metrics)
+                    guard.settle()  # no look ahead here: the next step's rollouts take its time
+                    numbers = log.write(step + 1, metrics | gathered.metrics | gap)
+                completions.write(step + 1, gathered.groups.rollouts, gathered.facts)
+                log.speed(step + 1, speed_of(clock, policy.model, gathered))
+                log.show(right=f"{numbers['accuracy']:.2f}", tokens=f"{numbers['tokens']:.1f}")
                 if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.num_steps:
-                    checkpoints.save(state)
-                bar.update()
+                    checkpoints.save(state, {"metrics": numbers})
+                log.advance()
+
+
+def packed_sizes(cfg: GrpoRun, model: ModelConfig, longest: int, mesh: Mesh) -> PackedSizes:
+    """The update's rows, for prompts of up to `longest` tokens."""
+    return PackedSizes.of(
+        prompt=longest,
+        completion=cfg.sampling.max_new_tokens,
+        group=cfg.sampling.num_samples,
+        width=model.width,
+        num_rollouts=cfg.prompts_per_step * cfg.sampling.num_samples // cfg.num_microbatches,
+        mesh=mesh,
+    )
+
+
+def make_gatherer(
+    cfg: GrpoRun,
+    policy: Policy,
+    problems: list[Problem],
+    sizes: PackedSizes,
+    verifier: Verifier,
+    stop: StopSignal,
+) -> Gatherer:
+    """What makes the run's steps."""
+    assert policy.triggers is not None
+    return Gatherer(
+        engine=Engine(policy, cfg.sampling, host_mesh(make_mesh(cfg.mesh))),
+        verifier=verifier,
+        stop=stop,
+        problems=problems,
+        table=route_table(policy.triggers, policy.tokenizer, policy.model.vocab_size),
+        preset=cfg.preset,
+        sizes=sizes,
+        source=cfg.rollouts,
+        asking=cfg.asking,
+        refill=cfg.refill,
+        prompts_per_step=cfg.prompts_per_step,
+        num_microbatches=cfg.num_microbatches,
+        num_steps=cfg.num_steps,
+        seed=cfg.seed,
+    )
+
+
+def speed_of(clock: Clock, model: ModelConfig, gathered: Gathered) -> dict[str, float]:
+    """What a step cost; sampling counts as one forward pass over what is kept."""
+    lengths = [len(r.prompt_ids) + r.num_tokens for r in gathered.groups.rollouts]
+    for name, seconds in gathered.seconds.items():
+        clock.seconds[name] = seconds
+    numbers = clock.lap(
+        tokens=int(gathered.batch.tokens.size) + gathered.num_row_steps,
+        useful_tokens=sum(r.num_tokens for r in gathered.groups.rollouts),
+        flops=training_flops(model, lengths) * 4 / 3,
+    )
+    wasted = 1 - gathered.num_sampled / max(1, gathered.num_row_steps)
+    return numbers | {"wasted_fraction": wasted}
+
+
+def program_of(cfg: GrpoRun, model: ModelConfig, mesh: Mesh, num_token_rows: int) -> Program:
+    """A run's `program`; refuses rollouts that the mesh cannot share evenly."""
+    made = program(
+        model,
+        cfg.preset,
+        cfg.sampling.temperature,
+        cfg.optim,
+        cfg.num_steps,
+        mesh,
+        cfg.lora,
+        num_token_rows,
+        cfg.num_microbatches,
+    )
+    check_rows(
+        "GrpoRun.prompts_per_step * sampling.num_samples",
+        cfg.prompts_per_step * cfg.sampling.num_samples,
+        made[1],
+        num_microbatches=cfg.num_microbatches,
+    )
+    return made
 
 
 @functools.lru_cache(maxsize=4)
 def program(
     model: ModelConfig,
-    preset: V2 | Plus | PlusLinear,
+    preset: Objective,
     temperature: float,
     optim: OptimConfig,
     num_steps: int,
-    mesh: MeshConfig,
+    mesh: Mesh,
     lora: LoraConfig | None,
     num_token_rows: int,
+    num_microbatches: int,
 ) -> Program:
     """Optimizer, shardings and compiled step; runs of one process that agree on them share it."""
     optimizer = make_optimizer(optim, num_steps)
-    places = state_shardings(model, optimizer, make_mesh(mesh), lora=lora, num_rows=num_token_rows)
-    step_fn = compile_step(loss_of(model, preset, temperature), optimizer, places)
+    places = state_shardings(model, optimizer, mesh, lora=lora, num_rows=num_token_rows)
+    step_fn = compile_step(
+        loss_of(model, preset, temperature, attend_on(mesh), mesh),
+        optimizer,
+        places,
+        num_microbatches=num_microbatches,
+    )
     return optimizer, places, step_fn
 
 
-def check_problems(cfg: GrpoRun, model: ModelConfig, requests: list[Request]) -> None:
-    """Refuses, before the first step, problems that a later step would stumble over."""
-    if len(requests) < cfg.prompts_per_step:
+def check_problems(cfg: GrpoRun, policy: Policy, problems: list[Problem]) -> int:
+    """Tokens of the longest prompt; refuses problems that a later step would stumble over."""
+    if len(problems) < cfg.prompts_per_step:
         raise ValueError(
-            f"GrpoRun.prompts_per_step={cfg.prompts_per_step}, but there are {len(requests)}"
+            f"GrpoRun.prompts_per_step={cfg.prompts_per_step}, but there are {len(problems)}"
             " problems. Lower it, or give more problems."
         )
-    room = model.max_positions - cfg.sampling.max_new_tokens
-    beyond = [request.id for request in requests if len(request.prompt_ids) > room]
+    assert policy.tokenizer is not None
+    variants = [
+        dataclasses.replace(problem, question=question)
+        for problem in problems
+        for question in cfg.asking.questions(problem, cfg.num_steps)
+    ]
+    requests: list[Request] = ask(variants, policy.tokenizer)
+    room = policy.model.max_positions - cfg.sampling.max_new_tokens
+    beyond = list(dict.fromkeys(r.id for r in requests if len(r.prompt_ids) > room))
     if beyond:
         raise ValueError(
             f"{len(beyond)} prompts leave no room for max_new_tokens={cfg.sampling.max_new_tokens}"
-            f" within the model's {model.max_positions} positions: {', '.join(beyond[:10])}. Lower"
-            " GrpoRun.sampling.max_new_tokens, or leave those problems out."
+            f" within the model's {policy.model.max_positions} positions: {', '.join(beyond[:10])}."
+            " Lower GrpoRun.sampling.max_new_tokens, or leave those problems out."
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackedSizes:
-    """Shapes of the update's packed rows."""
-
-    row_length: int  # a multiple of 128 that holds any rollout
-    row_quantum: int  # an eighth of the rollouts: eight programs at most, in practice one or two
-
-    @classmethod
-    def of(cls, longest: int, num_rollouts: int, places: TrainState) -> "PackedSizes":
-        """For rollouts of up to `longest` tokens, prompt included; rows divide over the mesh."""
-        shape = places.step.mesh.shape
-        shards = shape["data"] * shape["fsdp"]
-        quantum = shards * max(1, num_rollouts // (8 * shards))
-        return cls(row_length=-(-longest // 128) * 128, row_quantum=quantum)
-
-
-def sample_step(
-    cfg: GrpoRun, engine: Engine, requests: list[Request], behaviour: Params, step: int
-) -> list[Rollout]:
-    """One step's rollouts; their draws are named by (seed, step, prompt, sample)."""
-    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
-    modes = group_modes(cfg.rollouts, cfg.sampling.num_samples)
-    routing = dataclasses.replace(cfg.sampling.routing, modes=modes)
-    return engine.sample(requests, key, params=behaviour, routing=routing)
-
-
-def prepare(
-    cfg: GrpoRun,
-    rollouts: list[Rollout],
-    problems: list[Problem],
-    verifier: Verifier,
-    sizes: "PackedSizes",
-) -> tuple[RolloutBatch, Metrics]:
-    """The update's batch, and what the rollouts were like."""
-    correct = judge(rollouts, {p.id: p.answer for p in problems}, verifier)
-    lengths = np.asarray([rollout.num_tokens for rollout in rollouts], np.int32)
-    advantages, metrics = cfg.preset.advantages(
-        jnp.asarray(correct), jnp.asarray(lengths), group_size=cfg.sampling.num_samples
-    )
-    batch = build_batch(
-        rollouts,
-        np.asarray(advantages),
-        row_length=sizes.row_length,
-        row_quantum=sizes.row_quantum,
-        max_tokens=cfg.sampling.max_new_tokens,
-    )
-    modes = group_modes(cfg.rollouts, cfg.sampling.num_samples)
-    # Not by who chose the first token: a switch that replaces EASY leaves a forced one there.
-    routed = [r for r in rollouts if modes[r.sample] == "auto"]
-    signal = {
-        "accuracy": float(np.mean(correct)),
-        "tokens": float(np.mean(lengths)),
-        "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
-        "no_route": float(np.mean([r.route == "none" for r in rollouts])),
-    }
-    if routed:
-        signal["easy_share"] = float(np.mean([r.route == "short" for r in routed]))
-    return batch, metrics | signal
-
-
-def _bar(cfg: GrpoRun, begin: int) -> tqdm:
-    return tqdm(
-        total=cfg.num_steps, initial=begin, desc="grpo", unit="step", file=sys.stderr, leave=False
-    )
+    return max(len(request.prompt_ids) for request in requests)

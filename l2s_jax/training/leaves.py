@@ -1,7 +1,7 @@
 """The parameters of a checkpoint, one leaf at a time.
 
 Lives here: what the newest step of a workdir holds, and reading one leaf of it as a numpy array,
-whatever mesh wrote it. Not here: restoring all of it onto devices (`training/checkpoint.py`).
+whatever mesh wrote it. Not here: restoring all of it onto devices (`training/parameters.py`).
 
 Orbax calls this a partial restore. While a leaf is read the host holds its bytes as they are on
 disk and as an array, so twice the leaf at most.
@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from l2s_jax.model.hf.names import flatten
-from l2s_jax.training.checkpoint import params_folder
+from l2s_jax.training.parameters import params_folder, refuse_damaged
 
 
 class CheckpointLeaves:
@@ -24,6 +24,7 @@ class CheckpointLeaves:
 
     def __init__(self, workdir: pathlib.Path):
         self._folder: Any = params_folder(workdir)  # Orbax has its own class of paths
+        refuse_damaged(self._folder)
         self._orbax = ocp.PyTreeCheckpointHandler()
         found: Any = self._orbax.metadata(self._folder)
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {

@@ -1,12 +1,22 @@
 """From an `OptimConfig` to an optax optimizer.
 
-Lives here: AdamW with a warm-up and a cosine, gradients clipped by their global norm. Not here:
-the step that applies it (`training/step.py`).
+Lives here: AdamW with a warm-up and a cosine, gradients clipped by their global norm over the whole
+step. Not here: the step that applies it (`training/step.py`).
+
+Weight decay pulls matrices and embeddings to zero, and leaves norms' scales and biases alone: they
+are few, they do not overfit, and a norm's scale belongs near one.
 """
 
 import dataclasses
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+
+from l2s_jax.model.config import DTypeName
+
+UNDECAYED = ("scale", "bias")  # names of leaves: of a norm, a linear layer, an adapter's constant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +30,8 @@ class OptimConfig:
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    weights: DTypeName = "float32"  # how what is trained is kept. The model computes in its own
+    # dtype either way; bfloat16 halves memory, is rounded by chance, moments stay float32.
 
     def __post_init__(self):
         for name in ("peak_lr", "clip_norm"):
@@ -56,9 +68,36 @@ def schedule(cfg: OptimConfig, num_steps: int) -> optax.Schedule:
     )
 
 
+def decayed(params: Any) -> Any:
+    """True on the leaves that weight decay pulls to zero."""
+
+    def is_decayed(path: Any, _: Any) -> bool:
+        # Of dictionaries only: a leaf may lie in a box with its logical axes.
+        names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+        return not names or names[-1] not in UNDECAYED
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
 def make_optimizer(cfg: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `num_steps` steps."""
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(schedule(cfg, num_steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay),
+    """The optimizer of a run of `num_steps` steps; it works in float32 whatever it is given."""
+    adamw = optax.adamw(
+        schedule(cfg, num_steps),
+        b1=cfg.b1,
+        b2=cfg.b2,
+        weight_decay=cfg.weight_decay,
+        mask=decayed,
     )
+    chain = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw)
+
+    def init(params: Any) -> Any:
+        return chain.init(_in_float32(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return chain.update(_in_float32(updates), state, _in_float32(params))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _in_float32(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from l2s_jax.config import from_json, to_json
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import abstract_params
+from l2s_jax.model.decoder import Params, abstract_params
 from l2s_jax.model.hf.files import DiskDTypeName
 from l2s_jax.model.hf.names import flatten, unflatten
 from l2s_jax.model.hf.origin import read_origin
@@ -43,7 +43,8 @@ from l2s_jax.training.adapter import (
     read_record,
     restore_adapter,
 )
-from l2s_jax.training.checkpoint import restore_params, save_params, saved_params
+from l2s_jax.training.hosts import is_first
+from l2s_jax.training.parameters import restore_params, save_params, saved_params
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -81,7 +82,7 @@ def load_adapted(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Lor
     """The adapter's config and the policy of a run that trained one, not merged yet."""
     record = read_record(folder)
     try:
-        base = load_policy(record.base, mesh=mesh)
+        base = load_policy(record.base, mesh=mesh, dtype=record.lora.base)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{folder / LORA_FILE}: the adapter's base model {record.base} cannot be read ({error})"
@@ -95,11 +96,19 @@ def load_adapted(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Lor
 
 
 def _from_adapter(folder: pathlib.Path, mesh: Mesh | None, dtype: DiskDTypeName | None) -> Policy:
-    """A run's base and adapter made one: in float32, and rounded once."""
+    """A run's base, as it was kept, and its adapter made one: in float32, and rounded once."""
     _, policy = load_adapted(folder, mesh=mesh)
     kind = jnp.dtype(dtype or "float32")
-    params = jax.tree.map(lambda leaf: leaf.astype(kind), merge(policy.params))
-    return dataclasses.replace(policy, params=params)
+    whole = merge(_floats(policy.params, jnp.dtype("float32")))
+    return dataclasses.replace(policy, params=_floats(whole, kind))
+
+
+def _floats(params: Params, kind: jnp.dtype) -> Params:
+    """The parameters in another type, but for ids."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(kind) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        params,
+    )
 
 
 def _from_workdir(folder: pathlib.Path, mesh: Mesh | None, dtype: DiskDTypeName | None) -> Policy:
@@ -108,7 +117,7 @@ def _from_workdir(folder: pathlib.Path, mesh: Mesh | None, dtype: DiskDTypeName 
     policy = without_weights(folder)
     boxed = abstract_params(policy.model)
     places = flatten(shardings(boxed, mesh)) if mesh is not None else {}
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = saved_params(folder)
 
     def describe(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -149,9 +158,9 @@ def save_policy(workdir: str | pathlib.Path, policy: Policy) -> None:
 def describe_policy(workdir: pathlib.Path, policy: Policy) -> None:
     """All of a policy but its weights, which the run's checkpoints hold.
 
-    A run that resumes has it already, and does not touch it.
+    A run that resumes has it already, and does not touch it. Of several hosts the first writes it.
     """
-    if (workdir / MODEL_FILE).exists():
+    if not is_first() or (workdir / MODEL_FILE).exists():
         return
     (workdir / TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
     if policy.tokenizer is not None:

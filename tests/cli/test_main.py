@@ -49,14 +49,15 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_verbs_are_these():
-    assert set(verbs()) == {*RUN_VERBS, *"demo generate verify import export report".split()}
+    assert set(verbs()) == {*RUN_VERBS, *"demo generate verify import export plan report".split()}
 
 
 @pytest.mark.parametrize("verb", RUN_VERBS)
 def test_runs_take_three_options_and_no_more(verb):
     """What a run can be told belongs to its config, where it is typed and saved."""
     options = {o for action in verbs()[verb]._actions for o in action.option_strings}
-    assert options - {"-h", "--help"} == {"--config", "--workdir", "--set"}
+    audit = {"--audit", "--out"} if verb == "curate" else set()  # no run: it has no config
+    assert options - {"-h", "--help"} == {"--config", "--workdir", "--set"} | audit
 
 
 @pytest.mark.parametrize("verb", [None, *RUN_VERBS, "generate", "verify", "demo"])
@@ -96,7 +97,7 @@ def test_a_run_resumes_with_its_config_and_refuses_another(config, tmp_path, cap
         (["num_candidates=two"], ["num_candidates", '"two"', "expected int", "=8"]),
         (["source.problems.seed=x"], ["source.problems.seed", '"x"', "int"]),
         (["source.problems.split=dev"], ["split", '"dev"', '"train", "test"']),
-        (["num_candidates=0"], ["num_candidates=0", "at least 1"]),
+        (["num_candidates=-1"], ["num_candidates=-1", "0 takes one"]),
         (["num_candidates"], ["num_candidates", "field=value"]),
         (["num_workers=1", "--set", "num_workers=2"], ["num_workers", "set twice"]),
     ],
@@ -132,7 +133,7 @@ def test_a_run_that_cannot_start_gives_its_workdir_back(tmp_path, capsys):
     traces = tmp_path / "traces.jsonl"
     text = f"""
 from l2s_jax.curation.reject import CurateRun
-from l2s_jax.data.sources import RecordedTraces
+from l2s_jax.data.recorded import RecordedTraces
 
 def get_config():
     source = RecordedTraces(path={str(traces)!r}, long_teacher="a", short_teachers=None)
@@ -197,13 +198,42 @@ def test_verify_writes_a_verdict_per_line(tmp_path, capsys):
         ("[]", ["object"]),
     ],
 )
-def test_verify_names_the_faulty_line_and_writes_nothing(line, parts, tmp_path, capsys):
+def test_verify_names_the_faulty_line_and_decides_the_rest(line, parts, tmp_path, capsys):
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "verdicts.jsonl"
-    pairs.write_text('{"gold": "7", "prediction": "7"}\n' + line + "\n")
-    message = refused(capsys, "verify", "--in", pairs, "--out", out)
-    for part in [f"{pairs}:2", *parts]:
-        assert part in message
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+    good = '{"gold": "7", "prediction": "7"}\n'
+    pairs.write_text(good + line + "\n" + good)
+    assert main(["verify", "--in", str(pairs), "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    for part in ["1 line was left out", f"{pairs}:2", *parts]:
+        assert part in told
+    verdicts = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [v["reason"] for v in verdicts] == ["same-text", "bad-input", "same-text"]
+
+
+def test_verify_reads_sentences_only_where_asked(tmp_path, capsys):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"gold": "5", "prediction": "The answer is 5."}\n')
+    for answers, equal in (("strict", False), ("lenient", True)):
+        assert main(["verify", "--in", str(pairs), "--answers", answers]) == 0
+        assert json.loads(capsys.readouterr().out)["equivalent"] is equal
+
+
+def test_an_audit_reads_no_config_and_a_run_writes_to_no_out(tmp_path, capsys):
+    labelled, out = tmp_path / "labelled.jsonl", tmp_path / "audit"
+    labelled.write_text(
+        '{"id": "a", "gold": "7", "prediction": "7", "equivalent": true}\n'
+        '{"id": "a", "gold": "7", "prediction": "8", "equivalent": false}\n'
+        '{"id": "b", "gold": "<7>", "prediction": "<script>", "equivalent": true}\n'
+    )
+    assert main(["curate", "--audit", str(labelled), "--out", str(out)]) == 2
+    assert f"{labelled}:2: id 'a' was used on line 1" in capsys.readouterr().err
+    summary = json.loads((out / "audit.json").read_text())
+    assert summary["figures"]["all"]["num_pairs"] == 2
+    assert summary["disputed"] == ["b"]
+    assert "&lt;script&gt;" in (out / "audit.html").read_text()
+    assert "--out DIR" in refused(capsys, "curate", "--audit", labelled)
+    assert "--workdir" in refused(capsys, "curate", "--out", out)
+    assert "--config" in refused(capsys, "curate")
 
 
 def test_missing_files_and_folders(tmp_path, capsys):

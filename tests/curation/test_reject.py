@@ -12,16 +12,19 @@ import pytest
 from l2s_jax.config import from_json, load_config, override, to_json
 from l2s_jax.curation.reject import CurateRun, run
 from l2s_jax.data.arithmetic import ArithmeticProblems, ArithmeticTeachers
-from l2s_jax.data.sources import RecordedTraces
+from l2s_jax.data.recorded import RecordedTraces
 from l2s_jax.data.store import read_items, read_manifest
 from l2s_jax.tokens.tokenizer import load_tokenizer
 from l2s_jax.verify.answers import answer_or_text, final_answer
 from l2s_jax.verify.math import equivalent
+from l2s_jax.verify.second import second_opinion
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "curate_gsm8k_traces.py"
 ARITHMETIC = CurateRun(
-    source=ArithmeticTeachers(problems=ArithmeticProblems(num_per_level=40)), tokenizer=None
+    source=ArithmeticTeachers(problems=ArithmeticProblems(num_per_level=40)),
+    tokenizer=None,
+    min_regular_share=0.0,
 )
 
 
@@ -57,7 +60,7 @@ def test_a_second_run_writes_the_same_items(tmp_path):
 
 
 def test_unverified_ablation_keeps_the_first_candidate(tmp_path):
-    run(dataclasses.replace(ARITHMETIC, verify=False), tmp_path)
+    run(dataclasses.replace(ARITHMETIC, num_candidates=0), tmp_path)
     items = read_items(tmp_path / "items")
     assert all(item.is_easy for item in items)
     assert any(item.short_answer != item.reference for item in items)
@@ -73,7 +76,8 @@ def test_max_items(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"num_candidates": 0}, "verify=false"),
+        ({"num_candidates": -1}, "0 takes one unverified"),
+        ({"min_regular_share": 1.0}, "min_regular_share=1.0"),
         ({"num_workers": 0}, "num_workers=0"),
         ({"verify_seconds": 0.0}, "verify_seconds=0.0"),
         ({"max_items": 0}, "max_items=0"),
@@ -116,10 +120,12 @@ def test_real_traces(real_run):
     problems = {problem.id: problem for problem in cfg.source.load()}
     for item in items:
         assert equivalent(item.reference, final_answer(item.long_answer)).equivalent
+        assert second_opinion(item.reference, final_answer(item.long_answer)) is True
         assert "think>" not in item.long
         if not item.is_easy:
             continue
         assert equivalent(item.reference, final_answer(item.short_answer)).equivalent
+        assert second_opinion(item.reference, final_answer(item.short_answer)) is True
         right = [
             len(tokenizer.encode(trace.thought)) + len(tokenizer.encode(trace.answer))
             for trace in cfg.source.short_candidates(problems[item.id], 3)
@@ -155,7 +161,7 @@ def test_without_an_item_there_is_an_error_and_no_file(tmp_path):
 
 
 def record(id, model, kind, response, final_start=None):
-    fixed = {"qid": f"q{id}", "question": "2+2?", "answer": "4"}
+    fixed = {"qid": f"q{id}", "question": f"{id}. 2+2?", "answer": "4"}
     given = {"id": f"{id}-{model}", "model": model, "kind": kind, "response": response}
     return fixed | given | {"final_start": final_start}
 
@@ -163,7 +169,7 @@ def record(id, model, kind, response, final_start=None):
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="finds the worker through /proc")
 def test_killed_in_the_middle_and_run_again(tmp_path, shared_data):
     """The hostile pair holds the run in a worker; SIGKILL finds it there."""
-    traces, workdir, seconds = tmp_path / "traces.jsonl", tmp_path / "out", 4.0
+    traces, workdir, seconds = tmp_path / "traces.jsonl", tmp_path / "out", 1.5
     rows = []
     for i in range(3):
         rows.append(record(str(i), "thinker", "long", r"Hm.</think>It is \boxed{4}.", 11))
@@ -173,7 +179,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path, shared_data):
     script.write_text(
         "import sys\n"
         "from l2s_jax.curation.reject import CurateRun, run\n"
-        "from l2s_jax.data.sources import RecordedTraces\n"
+        "from l2s_jax.data.recorded import RecordedTraces\n"
         "source = RecordedTraces(path=sys.argv[1], long_teacher='thinker')\n"
         f"run(CurateRun(source=source, tokenizer=sys.argv[3], verify_seconds={seconds},"
         " num_workers=1), sys.argv[2])\n"

@@ -1,5 +1,7 @@
 """Examples into rows: nothing lost, nothing over-full, little wasted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -62,6 +64,7 @@ def test_overlong_examples_are_listed():
 
 def test_a_row_holds_its_examples_and_nothing_else():
     forked = assemble("f", [1, 2], [[([3, 4], 1.0)], [([5, 6, 7], 2.0)]])
+    forked = dataclasses.replace(forked, easy=True, decision=1)
     row = build_row([example("a", 2), forked], 9)
     assert row["tokens"].tolist() == [7, 8, 1, 2, 3, 5, 6, 0, 0]
     assert row["targets"].tolist() == [8, 8, 2, 3, 4, 6, 7, 0, 0]
@@ -69,3 +72,5 @@ def test_a_row_holds_its_examples_and_nothing_else():
     assert row["positions"].tolist() == [0, 1, 0, 1, 2, 2, 3, 0, 0]
     assert row["segment_ids"].tolist() == [1, 1, 2, 2, 2, 2, 2, 0, 0]
     assert row["branches"].tolist() == [0, 0, 0, 0, 1, 2, 2, 0, 0]
+    assert np.flatnonzero(row["easy"]).tolist() == [2, 3, 4, 5, 6]
+    assert np.flatnonzero(row["routing"]).tolist() == [3]

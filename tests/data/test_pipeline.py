@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from l2s_jax.data.pipeline import Batches
+from l2s_jax.data.pipeline import Batches, in_turn
 from l2s_jax.tokens.layouts import assemble
 
 LENGTH, ROWS = 16, 4
@@ -58,7 +58,16 @@ def test_every_token_of_every_example_is_there():
 def test_a_batch_is_a_function_of_seed_and_step():
     batches, again = make_batches(), make_batches()
     for step in (7, 0, 7, 3, 500):  # whatever was asked for before
-        for field in ("tokens", "targets", "weights", "positions", "segment_ids", "branches"):
+        for field in (
+            "tokens",
+            "targets",
+            "weights",
+            "positions",
+            "segment_ids",
+            "branches",
+            "easy",
+            "routing",
+        ):
             np.testing.assert_array_equal(
                 getattr(batches[step], field), getattr(again[step], field)
             )
@@ -76,3 +85,25 @@ def test_too_little_and_too_long_are_refused():
         make_batches(number=3)
     with pytest.raises(ValueError, match=r"x0 \(20\)"):
         Batches([assemble("x0", [1], [[([2] * 20, 1.0)]])], row_length=16, batch_rows=1, seed=0)
+
+
+def test_drawing_is_asking_by_step():
+    batches = make_batches()
+    mix = batches.start()
+    for step in range(3):
+        batch, mix = batches.draw(step, mix)
+        assert names(batch) == names(batches[step]) and mix is None
+
+
+@pytest.mark.parametrize("number", [3, 60])
+def test_in_turn_every_example_comes_once(number):
+    examples = make_examples(number)
+    found = list(in_turn(examples, row_length=LENGTH, batch_rows=ROWS))
+    assert {batch.tokens.shape for batch in found} == {(ROWS, LENGTH)}
+    tokens = np.concatenate([batch.tokens[batch.segment_ids > 0] for batch in found])
+    assert Counter(tokens.tolist()) == Counter(t for e in examples for t in e.tokens.tolist())
+    assert sum(float(b.num_tokens) for b in found) == sum(e.weights.sum() for e in examples)
+    again = list(in_turn(examples, row_length=LENGTH, batch_rows=ROWS))
+    assert [names(batch) for batch in again] == [names(batch) for batch in found]
+    with pytest.raises(ValueError, match="longer than row_length=2"):
+        list(in_turn(examples, row_length=2, batch_rows=1))

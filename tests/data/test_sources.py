@@ -2,13 +2,9 @@ import json
 
 import pytest
 
-from l2s_jax.data.arithmetic import ArithmeticTeachers
 from l2s_jax.data.sources import (
     JsonlProblems,
     PromptSpec,
-    RecordedTraces,
-    Teachers,
-    read_jsonl,
     read_prompts,
 )
 from l2s_jax.data.store import write_items
@@ -23,34 +19,6 @@ def write(tmp_path, *records, name="file.jsonl"):
 
 
 GOOD = {"id": "a", "question": "1+1?", "answer": "2"}
-
-
-def test_read_jsonl_counts_blank_lines(tmp_path):
-    path = write(tmp_path, {"x": 1}, b"", {"x": 2})
-    assert list(read_jsonl(path)) == [(1, {"x": 1}), (3, {"x": 2})]
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        (b"{'id': 1}", "not JSON at column 2"),
-        (b'{"id": "b", "question": "half a li', "not JSON"),
-        (b"[1, 2]", "holds a list, not an object"),
-        (b"\xef\xbb\xbf{}", "byte-order mark"),
-        (b'{"a": "\x00"}', "NUL"),
-        (b'{"a": "\xff"}', "not UTF-8"),
-        (b'{"a": NaN}', "NaN is not a JSON number"),
-    ],
-)
-def test_malformed_lines_are_named(tmp_path, line, says):
-    with pytest.raises(ValueError, match=says) as error:
-        list(read_jsonl(write(tmp_path, GOOD, line)))
-    assert "file.jsonl:2:" in str(error.value)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file"):
-        list(read_jsonl(tmp_path / "nowhere.jsonl"))
 
 
 def test_problems(tmp_path):
@@ -69,7 +37,6 @@ def test_problems(tmp_path):
         ({"id": "b", "question": " ", "answer": "2"}, "question=' '"),
         ({"id": "b", "question": ["?"], "answer": "2"}, "question="),
         ({"id": "b", "question": "?", "answer": None}, "answer=None"),
-        ({"id": "b", "question": "\ud800", "answer": "2"}, "half a character"),
         ({"id": "b", "question": "?", "answer": "2", "level": "AIME"}, "level=null"),
     ],
 )
@@ -97,82 +64,6 @@ def test_real_problem_sets_load(shared_data):
         *range(1, 6)
     }
     assert len(JsonlProblems(path=str(folder / "aime24.jsonl"), level=None).load()) == 30
-
-
-def trace(id, model, kind, response, **more):
-    record = {"id": id, "qid": "q", "question": "2+2?", "answer": "4", "model": model}
-    return record | {"kind": kind, "response": response} | more
-
-
-LONG = trace("1", "thinker", "long", "Hm.</think>It is 4.", final_start=11, correct=False)
-SHORT = trace("2", "terse", "short", "2+2.\nSo 4.")
-OTHER = trace("3", "other", "short", "2+2.\nSo 5.")
-
-
-def test_recorded_traces(tmp_path):
-    source = RecordedTraces(path=write(tmp_path, LONG, OTHER, SHORT), long_teacher="thinker")
-    (problem,) = source.load()
-    assert problem == Problem(id="q", question="2+2?", answer="4")
-    long = source.long(problem)
-    assert (long.teacher, long.thought, long.answer) == ("thinker", "Hm.", r"It is \boxed{4}.")
-    assert [t.teacher for t in source.short_candidates(problem, 8)] == ["other", "terse"]
-    assert [t.teacher for t in source.short_candidates(problem, 1)] == ["other"]
-    assert source.short_candidates(problem, 8)[1].answer == r"So \boxed{4}."
-
-
-def test_short_teachers_in_the_order_asked(tmp_path):
-    source = RecordedTraces(
-        path=write(tmp_path, LONG, OTHER, SHORT),
-        long_teacher="thinker",
-        short_teachers=("terse", "other"),
-    )
-    (problem,) = source.load()
-    assert [t.teacher for t in source.short_candidates(problem, 8)] == ["terse", "other"]
-
-
-def test_long_trace_without_its_mark_is_missing(tmp_path):
-    error = trace("1", "thinker", "long", "Error code: 500")
-    source = RecordedTraces(path=write(tmp_path, error, SHORT), long_teacher="thinker")
-    assert source.long(source.load()[0]) is None
-
-
-@pytest.mark.parametrize(
-    ("teachers", "says"),
-    [
-        ({"long_teacher": "nobody"}, "long teacher 'nobody'.*thinker"),
-        ({"long_teacher": "terse"}, "long teacher 'terse'"),
-        (
-            {"long_teacher": "thinker", "short_teachers": ("thinker",)},
-            "short teacher.*other, terse",
-        ),
-    ],
-)
-def test_unknown_teachers_name_the_known(tmp_path, teachers, says):
-    with pytest.raises(ValueError, match=says):
-        RecordedTraces(path=write(tmp_path, LONG, SHORT, OTHER), **teachers).load()
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"answer": "5"}, "differ from an earlier line with qid 'q'"),
-        ({"kind": "medium"}, "kind='medium'"),
-        ({"model": "thinker"}, "kind='short' of model 'thinker'"),
-        ({"response": ""}, "response=''"),
-        ({"final_start": 999}, "final_start=999"),
-        ({"final_start": "3"}, "final_start='3'"),
-        ({"final_start": True}, "final_start=True"),
-    ],
-)
-def test_bad_traces_name_line_and_id(tmp_path, change, says):
-    with pytest.raises(ValueError, match=says) as error:
-        RecordedTraces(path=write(tmp_path, LONG, SHORT | change), long_teacher="thinker").load()
-    assert "file.jsonl:2 (2)" in str(error.value)
-
-
-def test_both_sources_are_teachers():
-    assert isinstance(ArithmeticTeachers(), Teachers)
-    assert isinstance(RecordedTraces(path="x", long_teacher="y"), Teachers)
 
 
 def test_prompts(tmp_path):

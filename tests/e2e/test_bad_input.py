@@ -4,6 +4,7 @@
 prompts); here are those that are noticed deep inside a run.
 """
 
+import html
 import json
 import pathlib
 import re
@@ -20,26 +21,27 @@ from tests.training.tiny import taught_policy, untaught_policy, write_curation
 RECIPES = {
     "curate": """
 from l2s_jax.curation.reject import CurateRun
-from l2s_jax.data.sources import RecordedTraces
+from l2s_jax.data.recorded import RecordedTraces
 
 def get_config():
     source = RecordedTraces(path="traces.jsonl", long_teacher="L", short_teachers=None)
     return CurateRun(source=source, tokenizer="arithmetic", num_workers=1)
 """,
     "sft": """
-from l2s_jax.training.sft import CuratedItems, SftRun
+from l2s_jax.training.curated import CuratedItems
+from l2s_jax.training.sft import SftRun
 
 def get_config():
     return SftRun(model="base", data=CuratedItems(path="curated"), batch_rows=8, num_steps=1)
 """,
     "grpo": """
 from l2s_jax.data.sources import JsonlProblems
-from l2s_jax.objectives.presets import V2
+from l2s_jax.objectives.presets import v2
 from l2s_jax.training.grpo import GrpoRun
 
 def get_config():
     problems = JsonlProblems(path="problems.jsonl")
-    return GrpoRun(model="taught", problems=problems, preset=V2(), prompts_per_step=1)
+    return GrpoRun(model="taught", problems=problems, preset=v2(), prompts_per_step=1)
 """,
     "eval": """
 from l2s_jax.data.sources import JsonlProblems
@@ -167,7 +169,6 @@ FAULTY_LINES = [
 @pytest.mark.parametrize(
     ("verb", "file", "good"),
     [
-        ("curate", "traces.jsonl", LONG),
         ("grpo", "problems.jsonl", PROBLEM),
         ("eval", "problems.jsonl", PROBLEM),
         ("generate", "prompts.jsonl", {"id": "a", "question": "3 +1"}),
@@ -182,6 +183,63 @@ def test_faulty_lines(verb, file, good, line, parts, here, capsys):
         message = run_refused(capsys, verb)
     for part in [f"{file}:2", *parts]:
         assert part in message
+
+
+def other_traces(id: str, **more) -> list[dict]:
+    """A long and a short trace on a question of their own."""
+    fixed = {"qid": id, "question": f"{id} of 3 +1"}
+    short = TRACE | fixed | {"id": f"{id}-s", "model": "S", "kind": "short"}
+    return [LONG | fixed | {"id": id}, short | {"response": "So \\boxed{4}."} | more]
+
+
+def faulty_traces(path: pathlib.Path) -> list[tuple[int, str]]:
+    """A file with every fault that data files are known to have; lines and what is said of each."""
+    good, torn, boxless = other_traces("p2"), other_traces("p3"), other_traces("p4")
+    boxless[1]["response"] = "So \\boxed{4."  # never closes: a wrong candidate, not a bad line
+    marked = (b"\xef\xbb\xbf" + json.dumps(torn[0]).encode(), "byte-order mark")
+    lines = [marked[0], *(json.dumps(row).encode() for row in (*good, *boxless))]
+    bad = [
+        (json.dumps(torn[0]).encode().replace(b"p3", b"p\0"), "NUL byte"),
+        (json.dumps(torn[0]).encode().replace(b"3 +1", b"\xff"), "not UTF-8"),
+        (json.dumps(torn[0] | {"level": float("nan")}).encode(), "NaN is not a JSON number"),
+        (json.dumps(torn[0]).replace('"4"', "1e999").encode(), "answer=inf"),
+        (json.dumps(torn[0] | {"answer": "nan"}).encode(), "is no answer"),
+        (json.dumps(torn[0] | {"answer": "\\frac{4}{"}).encode(), "does not parse"),
+        (json.dumps(good[0]).encode(), "id 'p2' was used"),
+        (json.dumps(good[0] | {"id": "x", "answer": "5"}).encode(), "differ from an earlier line"),
+        (b'{"id": "' + b"x" * (100 << 20) + b'"}', "longer than 32 MiB"),
+        (json.dumps(torn[0]).encode()[:40], "ends inside this line"),
+    ]
+    path.write_bytes(b"\n".join([*lines, *(line for line, _ in bad)]))
+    told = [(number, says) for number, (_, says) in enumerate(bad, start=len(lines) + 1)]
+    return [(1, marked[1]), *told]
+
+
+def test_bad_lines_of_traces_are_named_and_the_rest_is_curated(here, capsys):
+    bad = faulty_traces(here / "traces.jsonl")
+    argv = ["curate", "--config", "curate.py"]
+    assert main([*argv, "--workdir", "runs/report"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and f"{len(bad)} lines were left out" in error
+    assert "bad_lines=skip" in error
+    page = html.unescape((here / "runs/report/report.html").read_text())
+    lines = (here / "runs/report/bad_lines.jsonl").read_text().splitlines()
+    told = [json.loads(line)["message"] for line in lines]
+    for (number, says), message in zip(bad, told, strict=True):
+        assert message.startswith(f"traces.jsonl:{number}") and says in message
+        assert message in error and message in page
+    easy = {item.id: item.is_easy for item in read_items(here / "runs/report/items")}
+    assert easy == {"p2": True, "p4": False}
+    # Accepted beforehand, the same is done, and it is no mistake.
+    assert main([*argv, "--workdir", "runs/skip", "--set", "bad_lines=skip"]) == 0
+    assert f"{len(bad)} bad lines left out" in capsys.readouterr().err
+    assert read_items(here / "runs/skip/items") == read_items(here / "runs/report/items")
+
+
+def test_traces_without_a_single_good_line(here, capsys):
+    write_lines(here / "traces.jsonl", ["{", "[]"])
+    message = run_refused(capsys, "curate")
+    assert "no line can be used; the first: traces.jsonl:1: not JSON" in message
 
 
 def test_overlong_items_are_named(here, capsys):

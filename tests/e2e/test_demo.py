@@ -1,7 +1,6 @@
 """`l2s demo --quick` as a user runs it: one process, a folder, and what lies there afterwards."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -15,13 +14,13 @@ STAGES = {"sft", "grpo_v2", "grpo_plus", "verbatim"}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, user_environment):
     """The workdir of a finished demo and what it told."""
     workdir = tmp_path_factory.mktemp("demo") / "run"
-    # A user's environment, not that of these tests: no eight devices.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "l2s_jax", "demo", "--quick", "--workdir", str(workdir)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=user_environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert not done.stdout
     return workdir, done.stderr

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import forward, init_params, logits
+from l2s_jax.model.seen import Seen
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.tokens.triggers import Spelling
 from tests.sampling.tiny import VOCAB, vocabulary
@@ -79,8 +79,8 @@ def routed_policy(spelling: Spelling = "added") -> Policy:
     def loss(params, tokens_BT, real_BT, trained_BT):
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         real_BT = real_BT.astype(jnp.int32)
-        mask = visible(real_BT, jnp.zeros_like(real_BT))
-        hidden_BTD, _ = forward(model, params, tokens_BT, position_BT, mask_BTT=mask)
+        seen = Seen(real_BT)
+        hidden_BTD = forward(model, params, tokens_BT, position_BT, seen=seen)
         logp_BTV = jax.nn.log_softmax(logits(params, hidden_BTD)[:, :-1])
         logp_BT = jnp.take_along_axis(logp_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
         return -jnp.mean(logp_BT, where=trained_BT[:, 1:])

@@ -12,7 +12,7 @@ from l2s_jax.cli.main import main
 from l2s_jax.export.import_hf import import_hf, local_mesh
 from l2s_jax.model.hf.files import SINGLE
 from l2s_jax.model.hf.read import load_hf
-from l2s_jax.training.checkpoint import saved_params
+from l2s_jax.training.parameters import saved_params
 from l2s_jax.training.policy import load_policy
 from tests.export.tiny import tiny_model
 from tests.tiny_models import FAMILIES, make_folder

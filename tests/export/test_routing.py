@@ -1,6 +1,7 @@
 """An exported folder in transformers routes as our sampler does, token by token, greedily."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -131,7 +132,7 @@ def test_free(spelling, folder):
 def recipe(spelling):
     """The code of docs/serving.md, as a reader would copy it: (functions, the call)."""
     text = (REPOSITORY / "docs" / "serving.md").read_text()
-    functions, call = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    functions, call = re.findall(r"```python(?: shown)?\n(.*?)```", text, re.DOTALL)
     if spelling == "plain":
         added, plain = [line for line in functions.splitlines() if "OPENING = " in line]
         functions = functions.replace(added, "").replace(plain, plain.removeprefix("# "))

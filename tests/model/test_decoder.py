@@ -9,11 +9,27 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from l2s_jax.model.attention import visible
-from l2s_jax.model.cache import Cache, Shared, Stored, append, empty
+from l2s_jax.model.cache import (
+    Cache,
+    Shared,
+    append,
+    close,
+    empty,
+    empty_tail,
+    extend,
+    most_pages,
+)
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import abstract_params, forward, init_params, logits
+from l2s_jax.model.decoder import (
+    abstract_params,
+    forward,
+    forward_cached,
+    init_params,
+    logits,
+    unstacked,
+)
 from l2s_jax.model.hf.read import load_hf
+from l2s_jax.model.seen import Seen, visible
 from l2s_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shardings
 from tests.model.test_config import TINY
 from tests.tiny_models import FAMILIES, make_folder, make_model, torch_logits
@@ -56,8 +72,7 @@ def two_pairs(request, tmp_path_factory):
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_logits(cfg, params, tokens_BT, positions_BT, segments_BT):
-    mask_BTT = visible(segments_BT, jnp.zeros_like(segments_BT))
-    hidden_BTD, _ = forward(cfg, params, tokens_BT, positions_BT, mask_BTT=mask_BTT)
+    hidden_BTD = forward(cfg, params, tokens_BT, positions_BT, seen=Seen(segments_BT))
     return logits(params, hidden_BTD)
 
 
@@ -197,24 +212,30 @@ def prefill(cfg, params, tokens_NP, lengths_N, group, tail):
     """(cache, logits after the last prompt token of each row) of right-padded prompts."""
     index_NP = jnp.broadcast_to(jnp.arange(tokens_NP.shape[1])[None], tokens_NP.shape)
     real_NP = (index_NP < lengths_N[:, None]).astype(jnp.int32)
-    mask = visible(real_NP, jnp.zeros_like(real_NP))
-    hidden, (k, v) = forward(cfg, params, tokens_NP, index_NP, mask_BTT=mask)
+    mask = visible(Seen(real_NP))
+    nothing = empty(
+        (cfg.num_layers, *lengths_N.shape, cfg.num_kv_heads, 16, cfg.head_dim), cfg.dtype
+    )
+    hidden, kv = forward_cached(
+        cfg, params, tokens_NP, index_NP, mask_BTT=mask, cache=Cache(nothing)
+    )
     last = jnp.take_along_axis(hidden, (lengths_N - 1)[:, None, None], axis=1)[:, 0]
-    stored = Stored(jnp.moveaxis(k, 2, 4), jnp.swapaxes(v, 2, 3), lengths_N)
+    stored = dataclasses.replace(extend(nothing, kv, jnp.int32(0)), lengths=lengths_N)
     seat = jnp.arange(group * len(lengths_N))
     shared = Shared(stored, seat.reshape(-1, group), seat)
-    shape = (cfg.num_layers, len(seat), cfg.num_kv_heads, tail, cfg.head_dim)
-    cache = Cache(empty(shape, cfg.compute_dtype), (shared,))
+    page = max(4, tail // 2)
+    shape = (cfg.num_layers, len(seat), cfg.num_kv_heads, page, cfg.head_dim)
+    cache = Cache(empty_tail(shape, most_pages(page, tail), cfg.compute_dtype), (shared,))
     return cache, jnp.repeat(logits(params, last), group, axis=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def decode_step(cfg, params, cache, tokens_B, positions_B, active_B):
     mask = jnp.ones((*tokens_B.shape, 1, 1), bool)
-    hidden, kv = forward(
+    hidden, kv = forward_cached(
         cfg, params, tokens_B[:, None], positions_B[:, None], mask_BTT=mask, cache=cache
     )
-    cache = dataclasses.replace(cache, tail=append(cache.tail, *kv, active_B))
+    cache = dataclasses.replace(cache, tail=close(append(cache.tail, kv, active_B, active_B)))
     return cache, logits(params, hidden[:, 0])
 
 
@@ -226,6 +247,7 @@ def test_greedy_continuation_is_that_of_transformers(plain_pair):
 
     model, cfg, params = plain_pair
     tokens_NP, lengths_N = random_tokens(3, 2, 9), jnp.asarray(PROMPT_LENGTHS)
+    params = unstacked(cfg, params)
     cache, logits_BV = prefill(cfg, params, tokens_NP, lengths_N, 1, 64)
     chosen = []
     for step in range(64):
@@ -246,20 +268,21 @@ def test_greedy_continuation_is_that_of_transformers(plain_pair):
 
 
 def test_cached_decode_equals_full_forward(two_pairs):
-    """Three rows per prompt, some pausing on the way, against one full pass over each row."""
+    """Three rows per prompt, some beginning later, against one full pass over each row."""
     _, cfg, params = two_pairs
     tokens_NP, lengths_N = random_tokens(3, 2, 9), jnp.asarray(PROMPT_LENGTHS)
     group, steps = 3, 7
-    cache, _ = prefill(cfg, params, tokens_NP, lengths_N, group, steps)
+    apart = unstacked(cfg, params)
+    cache, _ = prefill(cfg, apart, tokens_NP, lengths_N, group, steps)
     rows = np.arange(2 * group)
     more_BT = random_tokens(4, 2 * group, steps)
     written = [[] for _ in rows]
     for step in range(steps):
-        active_B = (rows + step) % 3 > 0
+        active_B = step >= rows % 3 * 2
         filled_B = np.array([len(row) for row in written])
         positions_B = jnp.asarray(np.repeat(PROMPT_LENGTHS, group) + filled_B)
         cache, logits_BV = decode_step(
-            cfg, params, cache, jnp.asarray(more_BT[:, step]), positions_B, jnp.asarray(active_B)
+            cfg, apart, cache, jnp.asarray(more_BT[:, step]), positions_B, jnp.asarray(active_B)
         )
         for row in np.flatnonzero(active_B):
             written[row].append((more_BT[row, step], np.asarray(logits_BV[row])))
@@ -291,7 +314,8 @@ def test_fresh_parameters_have_the_shapes_of_loaded_ones(two_pairs):
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
 
-def test_rematerialisation_changes_no_gradient():
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(remat):
     cfg = ModelConfig(**TINY)
     params = nn.unbox(jax.jit(lambda key: init_params(cfg, key))(jax.random.key(0)))
     tokens_BT = jnp.asarray(random_tokens(6, 2, 10))
@@ -302,7 +326,7 @@ def test_rematerialisation_changes_no_gradient():
 
     for a, b in zip(
         jax.tree.leaves(grads(cfg)),
-        jax.tree.leaves(grads(dataclasses.replace(cfg, remat=True))),
+        jax.tree.leaves(grads(dataclasses.replace(cfg, remat=remat))),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

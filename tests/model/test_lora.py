@@ -10,9 +10,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import forward, init_params, logits
+from l2s_jax.model.decoder import forward, head, head_rows, init_params, logits
 from l2s_jax.model.hf.names import flatten
 from l2s_jax.model.layers import Linear
 from l2s_jax.model.lora import (
@@ -25,6 +24,7 @@ from l2s_jax.model.lora import (
     part_of,
     split,
 )
+from l2s_jax.model.seen import Seen
 from l2s_jax.sharding import MeshConfig, make_mesh, shardings
 from tests.training.tiny import assert_trees_equal
 
@@ -76,8 +76,8 @@ def adapted(lora, token_ids=IDS, tied=True, trained=True):
 def all_logits(cfg, params):
     tokens = np.random.default_rng(0).integers(0, 32, (2, 24), dtype=np.int32)
     positions = jnp.broadcast_to(jnp.arange(24), (2, 24))
-    mask = visible(jnp.ones((2, 24), int), jnp.zeros((2, 24), int))
-    hidden, _ = forward(cfg, params, jnp.asarray(tokens), positions, mask_BTT=mask)
+    seen = Seen(jnp.ones((2, 24), int))
+    hidden = forward(cfg, params, jnp.asarray(tokens), positions, seen=seen)
     return logits(params, hidden)
 
 
@@ -135,6 +135,15 @@ def test_merged_computes_what_the_adapter_does(targets, tied):
     assert float(jnp.max(jnp.abs(got - plain))) > 1e-2 * scale  # or else there is nothing to see
     merged = all_logits(model(tied), merge(params))
     np.testing.assert_allclose(got, merged, atol=3e-6 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_some_rows_of_the_head(tied):
+    """Those of an adapter and others, in any order; of a model without one, too."""
+    params, some = adapted(LoraConfig(rank=2), tied=tied), [IDS[1], 0, IDS[0], 5]
+    assert 0 not in IDS and 5 not in IDS
+    for one in (params, base(tied)):
+        np.testing.assert_array_equal(head_rows(one, some), head(one)[jnp.asarray(some)])
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import http.server
 import json
+import random
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +30,8 @@ class Reply:
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     delay: float = 0.0  # seconds before it
+    drip: float = 0.0  # seconds between its pieces
+    cut: float = 1.0  # share of the body that is sent before the connection is reset
 
 
 def completion(text: Any, finish: str | None = "stop", **message: Any) -> dict[str, Any]:
@@ -52,6 +57,31 @@ def failed(status: int, message: str = "no", headers: Any = None, **error: Any) 
     return Reply(status=status, body={"error": {"message": message} | error}, headers=headers or {})
 
 
+def misbehaving(rule: "Rule", share: float = 0.5) -> "Rule":
+    """The rule behind a bad server: so many of the requests meet a fault, each kind as often."""
+
+    def answer(body: dict[str, Any], before: int) -> Reply:
+        chance = random.Random(f"{body['messages']} {body.get('seed')} {before}")
+        good = rule(body, before)
+        faults = [
+            failed(429, headers={"retry-after-ms": "5"}),
+            failed(429),
+            failed(500),
+            failed(503, headers={"Retry-After": "0.01"}),
+            dataclasses.replace(good, cut=0.0),  # a reset before the first byte
+            dataclasses.replace(good, cut=0.6),  # and in the middle
+            dataclasses.replace(good, drip=0.002),  # slow, but whole
+            Reply(body=""),
+            Reply(body="<html>busy</html>"),
+            Reply(body=json.dumps(good.body)[:-9]),
+            Reply(body={"choices": []}),
+            Reply(body={"choices": [{"message": {"content": 7}, "finish_reason": "stop"}]}),
+        ]
+        return chance.choice(faults) if chance.random() < share else good
+
+    return answer
+
+
 Rule = Callable[[dict[str, Any], int], Reply]  # body, how often this question came before → reply
 
 
@@ -66,6 +96,7 @@ class Server:
         self.answered: list[str] = []  # questions that got a 200
         self.active = self.most_active = 0
         self.url = ""
+        self.closing = threading.Event()
 
     def count(self, question: str) -> int:
         return sum(body["messages"][0]["content"] == question for body in self.bodies)
@@ -83,7 +114,7 @@ class Server:
             self.most_active = max(self.most_active, self.active)
         try:
             reply = self.rule(body, before)
-            time.sleep(reply.delay)
+            self.closing.wait(reply.delay)
         finally:
             with self.lock:
                 self.active -= 1
@@ -99,31 +130,55 @@ def serving(rule: Rule) -> Iterator[Server]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def handle(self):
+            with contextlib.suppress(ConnectionError):  # of a client that has gone
+                super().handle()
+
         def do_POST(self):
             size = int(self.headers["Content-Length"])
-            body = json.loads(self.rfile.read(size))
+            if len(data := self.rfile.read(size)) < size:
+                self.close_connection = True  # who asked has gone
+                return
+            self.answer(json.loads(data))
+
+        def answer(self, body):
             headers = {name.lower(): value for name, value in self.headers.items()}
             reply = server.reply(self.path, headers, body)
             data = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
-            with contextlib.suppress(ConnectionError):  # who waited has gone
-                self.send_response(reply.status)
-                for name, value in {"Content-Type": "application/json", **reply.headers}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data.encode())))
-                self.end_headers()
-                self.wfile.write(data.encode())
+            self.send_response(reply.status)
+            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data.encode())))
+            self.end_headers()
+            self.send(data.encode(), reply)
+
+        def send(self, data, reply):
+            sent = data[: int(len(data) * reply.cut)]
+            pieces = (
+                [sent] if not reply.drip else [sent[n : n + 64] for n in range(0, len(sent), 64)]
+            )
+            for piece in pieces:
+                self.wfile.write(piece)
+                server.closing.wait(reply.drip)
+            if reply.cut < 1:
+                now = struct.pack("ii", 1, 0)  # reset, not closed in good order
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+                self.connection.close()
+                self.close_connection = True
 
         def log_message(self, format, *args):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        listener.daemon_threads = True
+        # All that was asked is in `bodies` at the end: clients that close their sockets end these.
+        listener.daemon_threads = False
         server.url = f"http://127.0.0.1:{listener.server_address[1]}/v1"
         thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield server
         finally:
+            server.closing.set()
             listener.shutdown()
             thread.join()
 

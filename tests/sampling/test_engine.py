@@ -13,6 +13,7 @@ from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig
 from l2s_jax.sampling.controllers.thought import ThoughtConfig
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.requests import Knobs, Request, SamplingConfig, ask, row_id
+from l2s_jax.sampling.serve import Watch
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.tokens.tokenizer import from_hf
 from l2s_jax.types import Problem
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:temperature 0 is greedy")  # som
 # One shape for nearly every test, so that each program compiles once.
 SIZE = {"num_samples": 4, "max_rows": 24, "max_new_tokens": 14}
 KEY = 11
+PAGE = 8  # so that a completion goes over pages
 
 
 def make_requests(number=6, seed=0, longest=16):
@@ -34,9 +36,9 @@ def make_requests(number=6, seed=0, longest=16):
     ]
 
 
-def make_engine(policy=None, num_devices=1, **changes):
+def make_engine(policy=None, num_devices=1, page=PAGE, **changes):
     mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
-    return Engine(policy or random_policy(), SamplingConfig(**(SIZE | changes)), mesh)
+    return Engine(policy or random_policy(), SamplingConfig(**(SIZE | changes)), mesh, page)
 
 
 def sample(requests, policy=None, key=KEY, **changes):
@@ -232,6 +234,20 @@ def test_other_weights_for_one_call():
     again = dataclasses.replace(policy, params=other)
     same_draws(changed, sample(requests, again))
     same_draws(engine.sample(requests, jax.random.key(KEY)), sample(requests))
+
+
+def test_rollouts_come_once_and_some_while_others_go_on():
+    came, looks = [], []
+
+    def look(_, state):
+        looks.append(len(came))
+        return state
+
+    asked = {"watch": Watch(every=2, look=look), "ended": came.extend}
+    rollouts = make_engine().sample(make_requests(), jax.random.key(KEY), **asked)
+    place = {(r.id, r.sample): n for n, r in enumerate(rollouts)}
+    assert len(came) == len(place) and any(0 < n < len(came) for n in looks)
+    same_draws(sorted(came, key=lambda r: place[r.id, r.sample]), rollouts)
 
 
 def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):

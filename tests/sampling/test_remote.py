@@ -206,16 +206,36 @@ def test_no_more_at_a_time_than_asked_for(concurrency):
     assert len(found) == 9
 
 
+def asking():
+    return [t for t in threading.enumerate() if t.name.startswith("l2s-ask")]
+
+
 def test_one_who_gives_up_has_not_paid_for_everything():
     with serving(echo) as server:
         coming = sampler(server, concurrency=2).stream(problems(50), key())
         next(coming)
         coming.close()
-        time.sleep(0.1)
-        assert len(server.bodies) <= 6  # one taken, and twice the two that may be at work
-        settled = len(server.bodies)
-        time.sleep(0.1)
-        assert len(server.bodies) == settled
+        assert not asking()  # so that nothing more can be sent
+    assert len(server.bodies) <= 6  # one taken, and twice the two that may be at work
+
+
+def test_one_who_gives_up_does_not_wait_for_the_server():
+    asked, over = threading.Barrier(3), threading.Event()
+
+    def first_only(body, before):
+        if body["messages"][0]["content"] != "q0":
+            asked.wait(timeout=20)
+            over.wait(timeout=60)
+        return echo(body, before)
+
+    with serving(first_only) as server:
+        coming = sampler(server, concurrency=2).stream(problems(50), key())
+        assert next(coming).id == "p0"
+        asked.wait(timeout=20)  # two are being answered, and will be for long
+        coming.close()
+        assert not asking() and not over.is_set()
+        over.set()
+    assert len(server.bodies) == 3
 
 
 def test_what_is_there_already_is_not_asked_again():
@@ -274,37 +294,41 @@ def test_a_storm_passes_and_nothing_is_paid_twice(status):
     assert {len(of) for of in seeds.values()} == {1}  # the same request, seed included
 
 
-HEADERS = [
-    lambda: {"Retry-After": "1"},
-    lambda: {"retry-after-ms": "1000"},
-    lambda: {"Retry-After": email.utils.formatdate(time.time() + 2, usegmt=True)},
-]
+HEADERS = {
+    "seconds": (1.0, lambda: {"Retry-After": "1"}),
+    "milliseconds": (0.3, lambda: {"retry-after-ms": "300"}),
+    "date": (1.0, lambda: {"Retry-After": email.utils.formatdate(time.time() + 2, usegmt=True)}),
+}
 
 
-@pytest.mark.parametrize("header", HEADERS, ids=["seconds", "milliseconds", "date"])
-def test_retry_after_holds_everybody_back(header):
-    asked_once = threading.Event()
+def limits_once(header, delay=0.0):
+    """The rule of a server that turns away its first request, with that header."""
+    turned_away = threading.Event()
 
-    def limits(body, before):
-        if not asked_once.is_set():
-            asked_once.set()
-            return failed(429, headers=header())
-        return echo(body, before)
+    def rule(body, before):
+        if turned_away.is_set():
+            return dataclasses.replace(echo(body, before), delay=delay)
+        turned_away.set()
+        return dataclasses.replace(failed(429, headers=header()), delay=delay)
 
-    with serving(limits) as server:
+    return rule
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_retry_after_is_waited_for(kind):
+    least, header = HEADERS[kind]
+    with serving(limits_once(header)) as server:
         found = sampler(server, concurrency=1).sample(problems(3), key())
         waited = server.times[1] - server.times[0]
-    assert len(found) == 3 and 0.9 <= waited < 10
+    assert len(found) == 3 and 0.9 * least <= waited < 10
 
-    asked_once.clear()
 
-    def limits_one_of_two(body, before):
-        # The second thread is at work while the first is told to wait, and must wait then, too.
-        return dataclasses.replace(limits(body, before), delay=0.05)
-
-    with serving(limits_one_of_two) as server:
-        sampler(server, concurrency=2).sample(problems(6), key())
-        early = [t for t in server.times if t < server.times[0] + 0.9]
+def test_retry_after_holds_everybody_back():
+    """The second thread is at work while the first is told to wait, and must wait then, too."""
+    least, header = HEADERS["milliseconds"]
+    with serving(limits_once(header, delay=0.05)) as server:
+        sampler(server, concurrency=2).sample(problems(20), key())
+        early = [t for t in server.times if t < server.times[0] + 0.9 * least]
     assert len(early) <= 3  # two at once, and one begun before the word was out
 
 
@@ -325,6 +349,18 @@ def test_a_slow_answer_is_asked_for_again():
         assert rollout.num_tries == 2 and len(server.bodies) == 2
 
 
+def test_an_answer_that_trickles_is_bounded_and_asked_for_again():
+    """Every byte comes in time, the last one never would."""
+
+    def trickles_once(body, before):
+        return dataclasses.replace(echo(body, before), drip=0.05 if before == 0 else 0.0)
+
+    with serving(trickles_once) as server:
+        asked = sampler(server, timeout_seconds=60.0, answer_seconds=0.1)
+        [rollout] = asked.sample(problems(1), key())
+    assert rollout.num_tries == 2
+
+
 def unreadable_once(bad):
     return lambda body, before: bad if before == 0 else echo(body, before)
 
@@ -336,8 +372,10 @@ def unreadable_once(bad):
         Reply(body=""),
         Reply(body="<html>busy</html>", headers={"Content-Type": "text/html"}),
         Reply(body={"choices": []}),
+        dataclasses.replace(echo({"messages": [{"content": "q"}]}, 0), cut=0.0),
+        dataclasses.replace(echo({"messages": [{"content": "q"}]}, 0), cut=0.5),
     ],
-    ids=["cut", "empty", "html", "no choice"],
+    ids=["cut", "empty", "html", "no choice", "reset", "reset in the middle"],
 )
 def test_an_unreadable_answer_is_asked_for_again(bad):
     with serving(unreadable_once(bad)) as server:
@@ -422,6 +460,36 @@ def test_a_server_that_is_down_is_not_asked_everything():
     assert len(error.failures) + len(error.unasked) == 200
 
 
+def test_requests_per_minute_are_kept_to():
+    """Also by the tries that a failure costs."""
+
+    def fails_once(body, before):
+        return failed(500) if before == 0 else echo(body, before)
+
+    with serving(fails_once) as server:
+        asked, start = sampler(server, requests_per_minute=600.0), time.monotonic()
+        assert len(asked.sample(problems(4), key())) == 4
+        times = server.times
+    assert len(times) == 8 and times[-1] - start >= 0.7  # 7 gaps of 0.1 s
+
+
+def test_what_goes_through_is_kept_before_it_is_handed_out():
+    kept, left = [], ("p1", 0)
+
+    def through(id, sample, go):
+        if (id, sample) == left:
+            return None  # another's
+        outcome = go()
+        kept.append((id, sample))
+        return outcome
+
+    with serving(echo) as server:
+        for rollout in sampler(server).stream(problems(6), key(), through=through):
+            assert (rollout.id, rollout.sample) in kept
+        assert len(server.bodies) == 5
+    assert sorted(kept) == [(f"p{n}", 0) for n in (0, 2, 3, 4, 5)]
+
+
 def test_nobody_listens():
     with serving(echo) as server:
         cfg = config(server, max_retries=1)
@@ -503,6 +571,9 @@ def test_a_missing_or_broken_key_shows_at_once(monkeypatch, value):
         ({"temperature": -0.1}, "temperature=-0.1"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"timeout_seconds": 0.0}, "timeout_seconds=0.0"),
+        ({"answer_seconds": 0.0}, "answer_seconds=0.0"),
+        ({"requests_per_minute": 0.0}, "requests_per_minute=0.0: above 0, or null"),
+        ({"tokens_per_minute": -1.0}, "tokens_per_minute=-1.0"),
         ({"max_retries": -1}, "max_retries=-1"),
         ({"extra": {"n": 4, "max_tokens": 5}}, "max_tokens, n"),
     ],

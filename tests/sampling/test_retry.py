@@ -53,11 +53,15 @@ def test_a_gate_opens_with_time_or_with_the_halt():
     gate.wait(halt)
 
 
+def nothing():
+    """Answers here return by themselves."""
+
+
 @pytest.mark.parametrize("num_threads", [1, 3, 50])
 def test_everything_is_answered_once(num_threads):
-    found = list(answered(range(20), lambda n: n * n, num_threads, threading.Event()))
+    found = list(answered(range(20), lambda n: n * n, num_threads, threading.Event(), nothing))
     assert sorted(found) == [n * n for n in range(20)]
-    assert list(answered([], lambda n: n, num_threads, threading.Event())) == []
+    assert list(answered([], lambda n: n, num_threads, threading.Event(), nothing)) == []
 
 
 def test_answers_that_nobody_takes_hold_up_new_ones():
@@ -67,11 +71,26 @@ def test_answers_that_nobody_takes_hold_up_new_ones():
         begun.append(n)
         return n
 
-    coming = answered(range(100), answer, 2, threading.Event())
+    coming = answered(range(100), answer, 2, threading.Event(), nothing)
     next(coming)
-    time.sleep(0.1)
+    coming.close()  # waits for what is at work
     assert len(begun) <= 4
+
+
+def test_what_hangs_is_hung_up_where_one_gives_up():
+    over, ended = threading.Event(), []
+
+    def answer(n):
+        if n > 0:
+            assert over.wait(timeout=60)
+            ended.append(n)
+        return n
+
+    coming = answered(range(100), answer, 3, threading.Event(), over.set)
+    assert next(coming) == 0
     coming.close()
+    assert set(ended) <= {1, 2, 3, 4, 5} and len(ended) == len(set(ended))
+    assert not [t for t in threading.enumerate() if t.name.startswith("l2s-ask")]
 
 
 def test_after_the_halt_nothing_new_is_begun():
@@ -82,10 +101,10 @@ def test_after_the_halt_nothing_new_is_begun():
         halt.set()
         return n
 
-    assert list(answered(range(100), answer, 1, halt)) == begun
+    assert list(answered(range(100), answer, 1, halt, nothing)) == begun
     assert len(begun) <= 2
 
 
 def test_a_bug_in_an_answer_is_raised_and_hangs_nobody():
     with pytest.raises(ZeroDivisionError):
-        list(answered([1, 0, 1], lambda n: 1 / n, 2, threading.Event()))
+        list(answered([1, 0, 1], lambda n: 1 / n, 2, threading.Event(), nothing))

@@ -10,11 +10,11 @@ from flax import linen as nn
 
 from l2s_jax.data.arithmetic import make_tokenizer
 from l2s_jax.data.packing import build_row
-from l2s_jax.model.attention import visible
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import forward, head, init_params
+from l2s_jax.model.seen import Seen
 from l2s_jax.objectives.logprobs import token_logp
-from l2s_jax.tokens.layouts import LayoutConfig, assemble, encode_item
+from l2s_jax.tokens.layouts import CHUNK, LayoutConfig, assemble, encode_item, encode_items
 from l2s_jax.tokens.tokenizer import load_tokenizer
 from l2s_jax.tokens.triggers import add_triggers, find_triggers
 from l2s_jax.types import Item
@@ -86,15 +86,15 @@ def test_a_regular_item_is_the_same_in_every_layout(name):
     assert weights.tolist() == [0] * 3 + [1] * (len(ids) - 4)
 
 
-def weights_by_definition(name, route, short):
+def weights_by_definition(name, route, short, trigger, stop):
     """What each word after the prompt weighs; the given `<LONG>` of a branch weighs nothing."""
-    thought, path = EASY.long.split(), EASY.short.split()
-    answered = ["<ANSWER>", "so", "8", "<end>"]
-    long_end = [1.0] * len([*thought, "<ANSWER>", "8", "<end>"])
-    short_end = [short] * len(["<SHORT>", *path, *answered])
+    thought, path = [1.0] * len(EASY.long.split()), [short] * len(EASY.short.split())
+    long_end = [*thought, trigger, 1.0, stop]  # <ANSWER> 8 <end>
+    short_start = [short * trigger, *path]  # <SHORT> ...
+    short_end = [*short_start, short * trigger, short, short, short * stop]  # <ANSWER> so 8 <end>
     return {
-        "long-short": [[route, *[1.0] * len(["<LONG>", *thought]), *short_end]],
-        "short-long": [[route, *[short] * len(["<SHORT>", *path]), 1.0, *long_end]],
+        "long-short": [[route, trigger, *thought, *short_end]],
+        "short-long": [[route, *short_start, trigger, *long_end]],
         "separated": [[route, *short_end]],
         "long-only": [[route, *long_end]],
         "matched": [[route, *short_end], [0.0, *long_end]],
@@ -104,10 +104,11 @@ def weights_by_definition(name, route, short):
 @pytest.mark.parametrize("name", [*LAYOUTS, "matched"])
 def test_what_is_trained_and_how_much(name):
     """The stop is trained, the prompt is not, and the weights fall where they say."""
-    example = encode(EASY, name, route_weight=3.0, short_weight=0.5)
+    weights = dict(route_weight=3.0, short_weight=0.5, trigger_weight=7.0, stop_weight=11.0)
+    example = encode(EASY, name, **weights)
     prompt = example.weights[:3]
     assert prompt.tolist() == [0.0] * 3
-    expected = weights_by_definition(name, 3.0, 0.5)
+    expected = weights_by_definition(name, 3.0, 0.5, 7.0, 11.0)
     for branch, ((ids, got), want) in enumerate(
         zip(paths_of(example).values(), expected, strict=True)
     ):
@@ -151,6 +152,42 @@ def test_plain_triggers(shared_data):
     assert given[start + 1 : start + len(vocabulary[1].long)].max() == 0  # given, not learned
 
 
+@pytest.mark.parametrize("name", [*LAYOUTS, "matched"])
+def test_where_the_route_is_decided(name):
+    triggers = WORLD[1]
+    for item in (EASY, REGULAR):
+        example = encode(item, name)
+        to_easy = item.is_easy and name != "long-only"
+        assert example.easy == item.is_easy and example.decision == 3  # the prompt's last token
+        said = example.targets[example.decision]
+        assert said == (triggers.easy if to_easy else triggers.long)[0]
+
+
+def test_the_route_is_decided_where_the_triggers_part(shared_data):
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
+    triggers = find_triggers(tokenizer, "plain")
+    fork = triggers.fork
+    assert triggers.easy[:fork] == triggers.long[:fork]
+    item = dataclasses.replace(EASY, question="What is 3 + 1?")
+    example = encode(item, vocabulary=(tokenizer, triggers))
+    assert example.targets[example.decision] == triggers.easy[fork] != triggers.long[fork]
+    # A tokenizer whose two triggers open alike.
+    alike = dataclasses.replace(triggers, easy=(27, 28, 29), long=(27, 28, 30, 31))
+    example = encode(item, vocabulary=(tokenizer, alike))
+    prompt = len(tokenizer.ask(item.question))
+    assert (alike.fork, example.decision, example.targets[prompt + 1]) == (2, prompt + 1, 29)
+
+
+def test_many_items_at_once_are_each_alone():
+    items = [EASY, REGULAR, dataclasses.replace(EASY, id="f", long="3 +1 4")] * 100
+    assert len(items) > CHUNK
+    for item, example in zip(items, encode_items(items, LayoutConfig(), *WORLD), strict=True):
+        alone = encode(item)
+        assert (example.id, example.easy, example.decision) == (item.id, alone.easy, alone.decision)
+        for field in ("tokens", "targets", "weights", "positions", "branches"):
+            np.testing.assert_array_equal(getattr(example, field), getattr(alone, field))
+
+
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match=r"LayoutConfig\.short_weight=-1"):
         LayoutConfig(short_weight=-1.0)
@@ -171,8 +208,8 @@ def params():
 
 @jax.jit
 def row_logp(params, tokens_BT, targets_BT, positions_BT, segments_BT, branches_BT):
-    mask_BTT = visible(segments_BT, branches_BT)
-    hidden_BTD, _ = forward(MODEL, params, tokens_BT, positions_BT, mask_BTT=mask_BTT)
+    seen = Seen(segments_BT, branches_BT)
+    hidden_BTD = forward(MODEL, params, tokens_BT, positions_BT, seen=seen)
     return token_logp(hidden_BTD, head(params), targets_BT)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from l2s_jax.data.arithmetic import make_tokenizer
 from l2s_jax.tokens.tokenizer import from_hf, load_tokenizer, model_folder
+from l2s_jax.tokens.triggers import add_triggers
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,14 @@ def test_text_survives_and_gains_no_specials(qwen):
     text = " two  spaces, é 好\n\n\\boxed{7}"
     assert qwen.decode(qwen.encode(text)) == text
     assert qwen.encode("") == []
+
+
+def test_many_texts_at_once_are_each_alone(qwen):
+    texts = ["", " a", "b  c\n", "<|im_end|>x", "é 好 \\boxed{7}", "<EASY>\n"] * 20
+    grown, _ = add_triggers(qwen)
+    for tokenizer in (qwen, grown):
+        assert tokenizer.encode_all(texts) == [tokenizer.encode(text) for text in texts]
+    assert qwen.encode_all([]) == []
 
 
 def test_stop_ids_come_from_both_files(qwen, tmp_path):

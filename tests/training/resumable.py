@@ -1,7 +1,8 @@
 """Runs that `test_resume.py` kills: a program of its own, `python -m tests.training.resumable`.
 
-Every folder that it is given gets the same five runs, one after another; each goes on where it
-was stopped. Folders `base`, `taught` and `curated` beside them hold what the runs start from.
+Every folder that it is given gets the runs of `HERE`, one after another; each goes on where it was
+stopped. The others are those of `tests/faults`. Folders `base`, `taught` and `curated` beside them
+hold what the runs start from.
 """
 
 import dataclasses
@@ -12,13 +13,14 @@ import sys
 from l2s_jax.config import claim_workdir
 from l2s_jax.data.arithmetic import ArithmeticProblems
 from l2s_jax.model.lora import LoraConfig
-from l2s_jax.objectives.presets import Plus
+from l2s_jax.objectives.presets import plus
 from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.training import grpo, sft
 from l2s_jax.training.optim import OptimConfig
 
 OPTIM = OptimConfig(peak_lr=3e-3)
 NUM_STEPS = {"sft": 31, "sft_lora": 31, "grpo": 7, "grpo_refresh": 7, "grpo_lora": 7}
+HERE = ("sft_lora", "grpo", "grpo_lora")
 
 
 def make_runs(root: pathlib.Path) -> dict:
@@ -44,7 +46,7 @@ def make_runs(root: pathlib.Path) -> dict:
     adapted = dataclasses.replace(stage1, lora=LoraConfig(rank=2))
     # Plus: a random policy is never right, and correctness alone would not move it.
     fixed = grpo.GrpoRun(
-        preset=Plus(), rollouts="mixed", num_steps=NUM_STEPS["grpo"], save_every=2, **stage2
+        preset=plus(), rollouts="mixed", num_steps=NUM_STEPS["grpo"], save_every=2, **stage2
     )
     fresh = dataclasses.replace(fixed, rollouts="auto", refresh_every=2)
     return {
@@ -65,10 +67,12 @@ def left_by(workdir: pathlib.Path) -> list:
 
 def main(*folders: pathlib.Path) -> None:
     for folder in folders:
-        for name, (module, cfg) in make_runs(folder.parent).items():
+        for name in HERE:
+            module, cfg = make_runs(folder.parent)[name]
             claim_workdir(cfg, folder / name)
             module.run(cfg, folder / name)
-    for name, (module, cfg) in make_runs(folders[0].parent).items():
+    for name in HERE:
+        module, cfg = make_runs(folders[0].parent)[name]
         before = left_by(folders[0] / name)
         module.run(cfg, folders[0] / name)  # it is finished: nothing is left to do
         assert left_by(folders[0] / name) == before, name

@@ -13,10 +13,11 @@ from l2s_jax.model.hf.names import flatten
 from l2s_jax.model.lora import LoraConfig, join, merge, split
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.adapter import LORA_FILE, add_adapter, base_digest, token_ids_of
-from l2s_jax.training.checkpoint import saved_params
+from l2s_jax.training.curated import CuratedItems
 from l2s_jax.training.optim import OptimConfig, make_optimizer
+from l2s_jax.training.parameters import saved_params
 from l2s_jax.training.policy import load_adapted, load_policy, save_policy
-from l2s_jax.training.sft import CuratedItems, loss_of, run, starting_policy
+from l2s_jax.training.sft import loss_of, run, starting_policy
 from l2s_jax.training.state import begin_state, state_shardings
 from l2s_jax.training.step import compile_step, place_batch
 from tests.training.test_sft import sft_run
@@ -140,6 +141,32 @@ def start_kernel(name):
     return np.asarray(untaught_policy().params["layers"]["attention"][name]["kernel"])
 
 
+def test_a_base_kept_in_bfloat16_computes_the_same_in_bfloat16(finished, tmp_path):
+    """The layers round it to that anyway; the run's policy is what was trained, and no other."""
+    _, cfg = finished
+    kept = dataclasses.replace(LORA, base="bfloat16")
+    half = dataclasses.replace(cfg, lora=kept, dtype="bfloat16")
+    policy = starting_policy(half, make_mesh(half.mesh))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(policy.params)} == {"bfloat16"}
+    adapted = add_adapter(taught_policy(), kept, jax.random.key(0))
+    rounded = {name: part for name, part in adapted.items() if name != "lora"}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), rounded)
+    model = dataclasses.replace(
+        MODEL, vocab_size=taught_policy().model.vocab_size, dtype="bfloat16"
+    )
+    loss = jax.jit(lambda p, b: loss_of(model)(p, b)[0])
+    losses = [
+        loss(base | {"lora": adapted["lora"]}, make_batches()[0])
+        for base in (rounded, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded))
+    ]
+    assert losses[0] == losses[1]
+    run(dataclasses.replace(half, num_steps=1), tmp_path / "run")
+    assert load_adapted(tmp_path / "run")[0] == kept
+    whole = load_policy(tmp_path / "run").params["layers"]["attention"]["k_proj"]["kernel"]
+    assert whole.dtype == jnp.float32  # not adapted: the base's, rounded
+    np.testing.assert_array_equal(whole, start_kernel("k_proj").astype(jnp.bfloat16))
+
+
 def test_it_loads_onto_a_mesh_and_in_another_type(finished):
     root, _ = finished
     policy = load_policy(root / "run", mesh=make_mesh(MESHES["all axes"]), dtype="bfloat16")
@@ -160,7 +187,7 @@ def test_it_loads_onto_a_mesh_and_in_another_type(finished):
 
 def test_a_run_on_a_mesh_holds_its_base_in_parts(tmp_path):
     cfg = sft_run(tmp_path, lora=LORA, num_steps=1, mesh=MESHES["all axes"])
-    kernel = starting_policy(cfg).params["layers"]["mlp"]["up_proj"]["kernel"]
+    kernel = starting_policy(cfg, make_mesh(cfg.mesh)).params["layers"]["mlp"]["up_proj"]["kernel"]
     assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
     run(cfg, tmp_path / "run")
     assert_trees_equal(

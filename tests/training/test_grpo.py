@@ -8,54 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2s_jax.data.arithmetic import ArithmeticProblems
-from l2s_jax.objectives.presets import V2, Plus, PlusLinear
+from l2s_jax.model.decoder import forward, logits
+from l2s_jax.model.seen import Seen
+from l2s_jax.objectives.presets import adaptthink, l1_max, plus, plus_linear, tldr, v2
+from l2s_jax.objectives.terms import Terms
 from l2s_jax.sampling.controllers.routing import RoutingConfig
-from l2s_jax.sampling.engine import Engine
-from l2s_jax.sampling.requests import SamplingConfig, ask
-from l2s_jax.sharding import MeshConfig, make_mesh
-from l2s_jax.training.grpo import (
-    GrpoRun,
-    PackedSizes,
-    completion_logp,
-    loss_of,
-    prepare,
-    run,
-    sample_step,
-)
+from l2s_jax.training.asking import AskBudget, AskLevels
+from l2s_jax.training.grpo import run
 from l2s_jax.training.optim import OptimConfig
 from l2s_jax.training.policy import save_policy
 from l2s_jax.training.rollouts import build_batch, group_modes
-from l2s_jax.verify.math import Verifier
-from tests.training.tiny import taught_policy, untaught_policy
+from l2s_jax.training.scoring import completion_logp, loss_of
+from tests.training.stage2 import GROUP, NUM_PROMPTS, POLICY, SAMPLING, WIDTH, gatherer, grpo_run
+from tests.training.tiny import untaught_policy
 
-POLICY = taught_policy()
 SOURCES = ("auto", "forced_pair", "mixed")
-GROUP, WIDTH, NUM_PROMPTS = 4, 24, 8
-SIZES = PackedSizes(row_length=128, row_quantum=1)
-SAMPLING = SamplingConfig(num_samples=GROUP, max_new_tokens=WIDTH, max_rows=32)
-
-
-def grpo_run(**changes) -> GrpoRun:
-    cfg = GrpoRun(
-        model="nowhere",
-        problems=ArithmeticProblems(num_per_level=4, levels=(3, 5)),
-        preset=V2(),
-        sampling=SAMPLING,
-        prompts_per_step=NUM_PROMPTS,
-        num_steps=4,
-        save_every=2,
-        num_workers=1,
-    )
-    return dataclasses.replace(cfg, **changes)
 
 
 @functools.cache
-def sample(source, temperature):
+def gathered(source, temperature):
     cfg = grpo_run(rollouts=source, sampling=dataclasses.replace(SAMPLING, temperature=temperature))
-    engine = Engine(POLICY, cfg.sampling, make_mesh(MeshConfig(), jax.devices()[:1]))
-    requests = ask(cfg.problems.load(), POLICY.tokenizer)
-    return sample_step(cfg, engine, requests, POLICY.params, step=3)
+    with gatherer(cfg) as gather:
+        return gather(3, POLICY.params)
+
+
+def sample(source, temperature):
+    return gathered(source, temperature).groups.rollouts
 
 
 def batch_of(rollouts, advantages=None):
@@ -68,9 +46,40 @@ def batch_of(rollouts, advantages=None):
 def half(batch, rows):
     """Some rollouts of a batch, with the denominator of all; the packed rows stay."""
     parts = {
-        name: getattr(batch, name)[rows] for name in ("places", "old_logp", "advantages", "free")
+        name: getattr(batch, name)[rows]
+        for name in ("places", "old_logp", "advantages", "free", "marker")
     }
     return batch.replace(**parts)
+
+
+def test_branches_of_a_trunk_are_as_rollouts_on_their_own():
+    """Log-probs, and gradients of a sum in which every one has a weight of its own."""
+    rollouts = sample("mixed", 1.0)[:8]
+    batch = batch_of(rollouts)
+    assert batch.branches.max() >= 3
+    weights = jnp.where(batch.free, np.random.default_rng(1).normal(size=batch.free.shape), 0.0)
+    ids, at, targets = np.zeros((8, 64), int), *np.zeros((2, 8, WIDTH), int)
+    for row, one in enumerate(rollouts):
+        both, begin = [*one.prompt_ids, *one.token_ids], len(one.prompt_ids) - 1
+        ids[row, : len(both)], at[row] = both, begin + np.arange(WIDTH)
+        targets[row, : one.num_tokens] = one.token_ids
+
+    def packed(params):
+        logp = completion_logp(POLICY.model, params, batch, 1.0)
+        return jnp.sum(weights * logp), jnp.where(batch.free, logp, 0.0)
+
+    def plain(params):
+        positions, seen = jnp.broadcast_to(jnp.arange(64), ids.shape), Seen(jnp.ones((8, 64), int))
+        hidden = forward(POLICY.model, params, jnp.asarray(ids), positions, seen=seen)
+        logp = jax.nn.log_softmax(logits(params, hidden))[np.arange(8)[:, None], at, targets]
+        return jnp.sum(weights * logp), jnp.where(batch.free, logp, 0.0)
+
+    with_gradients = [jax.jit(jax.value_and_grad(f, has_aux=True)) for f in (packed, plain)]
+    ((_, got), grads), ((_, want), wanted) = (run(POLICY.params) for run in with_gradients)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    most = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * most)
 
 
 compiled_logp = jax.jit(completion_logp, static_argnums=(0, 3))
@@ -103,25 +112,30 @@ def test_trainer_reads_what_the_sampler_wrote(source, temperature):
     assert {"short", "long"} <= {r.route for r in rollouts}
     for row, rollout in enumerate(rollouts):
         here = slice(0, rollout.num_tokens)
-        np.testing.assert_allclose(logp[row, here], rollout.logp, rtol=0, atol=1e-4)
         forced = script_of(rollout, modes[rollout.sample])
+        wrote = np.where(forced, 0, rollout.logp)  # what a controller wrote never meets the head
+        np.testing.assert_allclose(logp[row, here], wrote, rtol=0, atol=1e-4)
         np.testing.assert_array_equal(np.asarray(batch.free)[row, here], ~forced)
         assert not np.asarray(batch.free)[row, rollout.num_tokens :].any()
 
 
-@pytest.mark.parametrize("preset", [V2(), Plus(), PlusLinear(max_tokens=WIDTH)], ids=repr)
+@pytest.mark.parametrize("preset", [v2, plus, plus_linear])
 def test_gradient_stops_at_forced_tokens_and_reaches_the_stop(preset):
     rollouts = sample("mixed", 1.0)
     batch = batch_of(rollouts)
 
     def loss(logp_BT):
-        return preset.loss(
-            logp_BT,
-            batch.old_logp,
-            batch.advantages,
-            batch.free,
+        terms = Terms(
+            logp=logp_BT,
+            old_logp=batch.old_logp,
+            advantages=batch.advantages,
+            free=batch.free,
+            marker=batch.marker,
             num_sequences=batch.num_sequences,
-        )[0]
+            num_tokens=batch.num_tokens,
+            max_tokens=batch.max_tokens,
+        )
+        return preset().loss(terms)[0]
 
     grad = np.asarray(jax.grad(loss)(batch.old_logp))  # the policy is still the sampler's
     np.testing.assert_array_equal(grad[~np.asarray(batch.free)], 0.0)
@@ -134,7 +148,7 @@ def test_gradient_stops_at_forced_tokens_and_reaches_the_stop(preset):
 def test_parameters_do_not_feel_forced_tokens():
     """Another behaviour log-prob where a controller wrote: the same gradient to the last bit."""
     batch = batch_of(sample("mixed", 1.0))
-    grad = jax.jit(jax.grad(lambda p, b: loss_of(POLICY.model, V2(), 1.0)(p, b)[0]))
+    grad = jax.jit(jax.grad(lambda p, b: loss_of(POLICY.model, v2(), 1.0)(p, b)[0]))
     other = jnp.where(batch.free, batch.old_logp, 50.0)
     got = grad(POLICY.params, batch.replace(old_logp=other))
     want = grad(POLICY.params, batch)
@@ -148,22 +162,27 @@ def test_parameters_do_not_feel_forced_tokens():
 
 def test_loss_reports_the_gap_between_the_policies():
     batch = batch_of(sample("auto", 1.0))
-    loss = jax.jit(loss_of(POLICY.model, V2(), 1.0))
-    assert loss(POLICY.params, batch)[1]["max_log_ratio"] < 1e-4
+    loss = jax.jit(loss_of(POLICY.model, v2(), 1.0))
+    metrics = loss(POLICY.params, batch)[1]
+    assert 0 < metrics["log_ratio"] <= metrics["max_log_ratio"] < 1e-4
     moved = jax.tree.map(lambda leaf: leaf * 1.05, POLICY.params)
-    assert loss(moved, batch)[1]["max_log_ratio"] > 1e-2
+    metrics = loss(moved, batch)[1]
+    assert metrics["max_log_ratio"] > 1e-2 and metrics["log_ratio"] > 1e-3
+    free = np.asarray(batch.free)
+    gaps = np.abs(np.asarray(compiled_logp(POLICY.model, moved, batch, 1.0)) - batch.old_logp)[free]
+    np.testing.assert_allclose(metrics["log_ratio"], gaps.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["max_log_ratio"], gaps.max(), rtol=1e-5)
 
 
 def test_draws_are_named_by_seed_and_step():
     first, cfg = sample("auto", 1.0), grpo_run()
-    engine = Engine(POLICY, SAMPLING, make_mesh(MeshConfig(), jax.devices()[:1]))
-    requests = ask(cfg.problems.load(), POLICY.tokenizer)
 
     def again(cfg, step):
-        return sample_step(cfg, engine, requests, POLICY.params, step)
+        with gatherer(cfg) as gather:
+            return gather(step, POLICY.params).groups.rollouts
 
     def ids(rollouts):
-        return [tuple(r.token_ids) for r in rollouts]
+        return [(r.id, *r.token_ids) for r in rollouts]
 
     assert ids(again(cfg, 3)) == ids(first)
     assert ids(again(cfg, 4)) != ids(first)
@@ -172,10 +191,8 @@ def test_draws_are_named_by_seed_and_step():
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_signal_of_a_step(source):
-    cfg, rollouts = grpo_run(rollouts=source), sample(source, 1.0)
-    problems = cfg.problems.load()
-    with Verifier(1, 5.0) as verifier:
-        batch, signal = prepare(cfg, rollouts, problems, verifier, SIZES)
+    step = gathered(source, 1.0)
+    rollouts, batch, signal = step.groups.rollouts, step.batch, step.metrics
     assert batch.places.shape == (NUM_PROMPTS * GROUP, WIDTH)
     assert batch.tokens.size < batch.places.size * 1.5  # packed: little more than what was written
     assert signal["tokens"] == pytest.approx(np.mean([r.num_tokens for r in rollouts]))
@@ -185,19 +202,39 @@ def test_signal_of_a_step(source):
         assert signal["easy_share"] == np.mean([r.route == "short" for r in auto])
     else:
         assert "easy_share" not in signal
+    for route in ("short", "long"):
+        lengths = [r.num_tokens for r in rollouts if r.route == route]
+        assert signal[f"route/{route}/tokens"] == pytest.approx(np.mean(lengths))
+    assert set(step.seconds) == {"rollout", "verify", "prepare"}
+    assert step.num_row_steps >= step.num_sampled == sum(r.num_tokens for r in rollouts)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_who_chose_the_marker_decides_whether_it_is_in_the_loss(source):
+    step, modes = gathered(source, 1.0), group_modes(source, GROUP)
+    triggers, batch = POLICY.triggers, step.batch
+    num_inside = 0
+    for row, rollout in enumerate(step.groups.rollouts):
+        opens = rollout.token_ids[0] in (triggers.easy[0], triggers.long[0])
+        here = batch.marker[row]
+        assert here.sum() == opens and here[0] == opens
+        if opens:  # the policy's own first token, or one that a mode forced
+            assert batch.free[row, 0] == (modes[rollout.sample] == "auto")
+            num_inside += int(batch.free[row, 0])
+    assert step.metrics["marker_in_loss"] == num_inside / len(step.groups.rollouts)
+    assert (num_inside > 0) == (source != "forced_pair")
 
 
 def test_easy_share_where_easy_is_taken_back():
     """The switch "replace" leaves a forced token in front of what the policy chose to be short."""
-    cfg = grpo_run(sampling=dataclasses.replace(SAMPLING, routing=RoutingConfig(switch="replace")))
-    engine = Engine(POLICY, cfg.sampling, make_mesh(MeshConfig(), jax.devices()[:1]))
-    problems = cfg.problems.load()
-    rollouts = sample_step(cfg, engine, ask(problems, POLICY.tokenizer), POLICY.params, 3)
-    short = [r for r in rollouts if r.route == "short"]
-    assert short and not any(r.free[0] for r in short)
-    with Verifier(1, 5.0) as verifier:
-        _, signal = prepare(cfg, rollouts, problems, verifier, SIZES)
-    assert signal["easy_share"] == len(short) / len(rollouts)
+    routing = RoutingConfig(switch="replace")
+    with gatherer(grpo_run(sampling=dataclasses.replace(SAMPLING, routing=routing))) as gather:
+        step = gather(3, POLICY.params)
+    rollouts = step.groups.rollouts
+    short = [row for row, r in enumerate(rollouts) if r.route == "short"]
+    assert short and not any(rollouts[row].free[0] for row in short)
+    assert not step.batch.marker[short].any()  # nothing is left of the choice
+    assert step.metrics["easy_share"] == len(short) / len(rollouts)
 
 
 def sampling(**changes):
@@ -218,8 +255,13 @@ def sampling(**changes):
         (sampling(num_samples=1), "num_samples=1.*no group"),
         ({"rollouts": "mixed"} | sampling(num_samples=6), "num_samples=6"),
         (sampling(routing=RoutingConfig(modes=("force-long",))), r"routing\.modes"),
-        ({"preset": PlusLinear(max_tokens=99)}, "max_tokens=99 is not.*max_new_tokens=24"),
         ({"optim": OptimConfig(warmup_steps=9)}, "warmup_steps=9"),
+        ({"preset": adaptthink()}, "rollouts='auto' forces none"),
+        ({"preset": tldr()}, "Tldr has 3 levels"),
+        ({"preset": tldr(), "asking": AskLevels(words=("{question} a", "{question}"))}, "3 levels"),
+        ({"preset": l1_max()}, "L1Max holds lengths against a budget"),
+        ({"preset": l1_max(), "asking": AskLevels()}, "L1Max holds lengths against a budget"),
+        ({"preset": l1_max(), "asking": AskBudget(low=4, high=25)}, "up to 25 tokens"),
     ],
 )
 def test_faulty_configs(changes, message):

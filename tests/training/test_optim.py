@@ -1,12 +1,17 @@
 """The optimizer against AdamW as its paper writes it, the schedule at its corners."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
+from l2s_jax.model.decoder import abstract_params
+from l2s_jax.model.lora import TARGETS, LoraConfig, abstract_adapter
+from l2s_jax.training.optim import OptimConfig, decayed, make_optimizer, schedule
+from tests.training.tiny import MODEL
 
 NUM_STEPS = 20
 
@@ -20,20 +25,26 @@ def rate_by_definition(cfg: OptimConfig, taken: int) -> float:
     return cfg.peak_lr * (cfg.final_fraction + (1 - cfg.final_fraction) * fall)
 
 
-def adamw_by_definition(cfg: OptimConfig, params: list, grads_of_step: list) -> list:
+SHAPES = {"kernel": (3, 4), "embedding": (2, 3), "scale": (5,), "bias": (4,)}
+FREE_OF_DECAY = {"scale", "bias"}
+
+
+def adamw_by_definition(cfg: OptimConfig, params: dict, grads_of_step: list) -> dict:
     """AdamW (Loshchilov & Hutter, algorithm 2) behind a clip by the global norm, float64."""
-    params = [p.astype(np.float64) for p in params]
-    first, second = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
+    params = {name: p.astype(np.float64) for name, p in params.items()}
+    first = {name: np.zeros_like(p) for name, p in params.items()}
+    second = {name: np.zeros_like(p) for name, p in params.items()}
     for taken, grads in enumerate(grads_of_step):
-        norm = np.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads))
+        norm = np.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
         shrink = min(1.0, cfg.clip_norm / norm)
         rate, t = rate_by_definition(cfg, taken), taken + 1
-        for i, grad in enumerate(grads):
+        for i, grad in grads.items():
             g = grad * shrink
             first[i] = cfg.b1 * first[i] + (1 - cfg.b1) * g
             second[i] = cfg.b2 * second[i] + (1 - cfg.b2) * g**2
             move = first[i] / (1 - cfg.b1**t) / (np.sqrt(second[i] / (1 - cfg.b2**t)) + 1e-8)
-            params[i] = params[i] - rate * (move + cfg.weight_decay * params[i])
+            decay = 0.0 if i in FREE_OF_DECAY else cfg.weight_decay
+            params[i] = params[i] - rate * (move + decay * params[i])
     return params
 
 
@@ -46,9 +57,13 @@ def adamw_by_definition(cfg: OptimConfig, params: list, grads_of_step: list) -> 
 )
 def test_equals_adamw(cfg):
     rng = np.random.default_rng(0)
-    shapes = [(3, 4), (5,)]
-    params = [rng.normal(size=s).astype(np.float32) for s in shapes]
-    grads_of_step = [[rng.normal(size=s).astype(np.float32) for s in shapes] for _ in range(6)]
+
+    def draw():
+        return {name: rng.normal(size=s).astype(np.float32) for name, s in SHAPES.items()}
+
+    # Parameters away from zero: float32 knows 1 - b2 to four places, an update no better.
+    params = {name: np.sign(p) + p for name, p in draw().items()}
+    grads_of_step = [draw() for _ in range(6)]
     optimizer = make_optimizer(cfg, NUM_STEPS)
     got = jax.tree.map(jnp.asarray, params)
     state = optimizer.init(got)
@@ -56,8 +71,41 @@ def test_equals_adamw(cfg):
         updates, state = optimizer.update(jax.tree.map(jnp.asarray, grads), state, got)
         got = optax.apply_updates(got, updates)
     want = adamw_by_definition(cfg, params, grads_of_step)
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol=2e-5, atol=1e-6)
+    for name in SHAPES:
+        np.testing.assert_allclose(got[name], want[name], rtol=2e-5, atol=1e-6)
+
+
+def test_decay_leaves_norms_biases_and_constants_alone():
+    """In the boxes of an abstract model, where shardings are made, and for what an adapter has."""
+    cfg = dataclasses.replace(MODEL, tied=False, qk_norm=True, mlp_bias=True, o_bias=True)
+    boxed = abstract_params(cfg) | {"lora": abstract_adapter(cfg, LoraConfig(), num_rows=3)}
+    found = {True: set(), False: set()}
+    for path, is_decayed in jax.tree_util.tree_leaves_with_path(decayed(boxed)):
+        names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+        found[is_decayed].add(tuple(names[-2:]))
+    norms = ("input_norm", "post_norm", "final_norm", "q_norm", "k_norm")
+    assert found[False] == (
+        {(norm, "scale") for norm in norms}
+        | {(linear, "bias") for linear in TARGETS}
+        | {(linear, "scale") for linear in TARGETS}
+    )
+    assert {names[-1] for names in found[True]} >= {
+        "lm_head",
+        "head_rows",
+        "kernel",
+        "embedding",
+        "a",
+        "b",
+        "token_rows",
+    }
+
+
+def test_bfloat16_weights_keep_float32_moments():
+    params = {"kernel": jnp.ones((2, 3), jnp.bfloat16)}
+    optimizer = make_optimizer(OptimConfig(weights="bfloat16"), NUM_STEPS)
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    moving = [leaf for leaf in jax.tree.leaves((updates, state)) if leaf.ndim]
+    assert len(moving) == 3 and {leaf.dtype for leaf in moving} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("warmup", [0, 4])

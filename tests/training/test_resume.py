@@ -1,4 +1,8 @@
-"""Killed at any instant and started again: the same weights and the same metrics, bit for bit."""
+"""Killed at any instant and started again: the same weights and the same metrics, bit for bit.
+
+The runs of adapters and of a fixed behaviour policy; the others, and chosen instants, are in
+`tests/faults`.
+"""
 
 import json
 import os
@@ -20,11 +24,11 @@ from l2s_jax.training.metrics import FILE
 from l2s_jax.training.optim import make_optimizer
 from l2s_jax.training.policy import load_adapted, load_policy, save_policy
 from l2s_jax.training.state import begin_state, state_shardings
-from tests.training.resumable import NUM_STEPS, OPTIM
+from tests.training.resumable import HERE, NUM_STEPS, OPTIM
 from tests.training.tiny import assert_trees_equal, taught_policy, untaught_policy, write_curation
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-PATIENCE = 120  # seconds until a run must have written its first checkpoint
+PATIENCE = 400  # seconds until a run must have written its first checkpoint
 
 
 def start(*folders: pathlib.Path) -> subprocess.Popen:
@@ -64,7 +68,7 @@ def folders(tmp_path_factory):
     save_policy(root / "taught", taught_policy())
     write_curation(root / "curated")
     killed, whole = root / "killed", root / "whole"
-    for name in NUM_STEPS:
+    for name in HERE:
         delay = random.uniform(0, 0.6)
         print(f"{name}: killed {delay:.3f} s after its first checkpoint")  # shown on a failure
         kill_within(start(killed), killed / name, delay)
@@ -87,10 +91,12 @@ def final_state(workdir: pathlib.Path, num_steps: int):
     like = begin_state(policy.params, optimizer, places)
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() == num_steps
-        return checkpoints.restore(num_steps, like)
+        found = checkpoints.restore(like)
+        assert found is not None
+        return found.state
 
 
-@pytest.mark.parametrize("name", NUM_STEPS)
+@pytest.mark.parametrize("name", HERE)
 def test_a_killed_run_ends_as_an_uninterrupted_one(folders, name):
     killed, whole = (folder / name for folder in folders)
     got, want = (final_state(folder, NUM_STEPS[name]) for folder in (killed, whole))
@@ -103,9 +109,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(folders, name):
 def test_training_moved_the_parameters(folders):
     """Or else all of the above would hold of runs that do nothing."""
     start_from = taught_policy().params["embed"]["embedding"]
-    for name in ("grpo", "grpo_refresh"):
-        policy = load_policy(folders[1] / name)
-        assert abs(policy.params["embed"]["embedding"] - start_from).max() > 1e-3
+    policy = load_policy(folders[1] / "grpo")
+    assert abs(policy.params["embed"]["embedding"] - start_from).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["sft_lora", "grpo_lora"])
@@ -121,8 +126,6 @@ def test_a_refresh_gives_the_sampler_the_current_weights(folders):
         lines = (folders[1] / name / FILE).read_text().splitlines()
         return [json.loads(line)["max_log_ratio"] for line in lines]
 
-    refreshed = gaps("grpo_refresh")
-    assert max(refreshed[0::2]) < 1e-4 < 1e-3 < min(refreshed[1::2])
     adapted = gaps("grpo_lora")  # the sampler has base and adapter made one
     assert max(adapted[0::2]) < 1e-4 < 1e-3 < min(adapted[1::2])
     fixed = gaps("grpo")  # the stage 1 policy samples to the end

@@ -1,6 +1,7 @@
 """Stage 1: its loss by definition, where gradient goes, and the loop's refusals."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,18 @@ import pytest
 from l2s_jax.data.arithmetic import ArithmeticDocuments
 from l2s_jax.data.packing import build_row
 from l2s_jax.data.pipeline import Batches
-from l2s_jax.model.attention import visible
 from l2s_jax.model.decoder import forward, logits
+from l2s_jax.model.seen import Seen
 from l2s_jax.objectives.sft import sft_loss
 from l2s_jax.tokens.layouts import LayoutConfig, encode_item
-from l2s_jax.training.metrics import FILE
+from l2s_jax.training.curated import CuratedItems
+from l2s_jax.training.feed import FILE as DATA_FILE
+from l2s_jax.training.feed import Work, report_data
+from l2s_jax.training.metrics import FILE, SPEED_FILE
 from l2s_jax.training.optim import OptimConfig
 from l2s_jax.training.policy import load_policy, save_policy
-from l2s_jax.training.sft import CuratedItems, SftRun, batch_logp, check_lengths, loss_of, run
+from l2s_jax.training.sft import SftRun, batch_logp, check_lengths, loss_of, run
+from l2s_jax.training.speed import Clock
 from tests.training.tiny import (
     MODEL,
     make_batches,
@@ -36,8 +41,8 @@ LAYOUTS = ("matched", "long-short", "short-long", "separated", "long-only")
 @jax.jit
 def all_logp(params, batch):
     """Log-probs of every token at every place, [B, T, V]."""
-    mask = visible(batch.segment_ids, batch.branches)
-    hidden, _ = forward(POLICY.model, params, batch.tokens, batch.positions, mask_BTT=mask)
+    seen = Seen(batch.segment_ids, batch.branches)
+    hidden = forward(POLICY.model, params, batch.tokens, batch.positions, seen=seen)
     return jax.nn.log_softmax(logits(params, hidden), axis=-1)
 
 
@@ -207,8 +212,10 @@ def test_what_cannot_start_leaves_nothing(tmp_path, changes, message):
 def test_every_save_is_looked_at_first(tmp_path):
     """Lines at every log, every save and the end; a save of numbers that are none never happens."""
     run(sft_run(tmp_path), tmp_path / "run")
-    steps = [line.split(",")[0] for line in (tmp_path / "run" / FILE).read_text().splitlines()]
-    assert steps == [f'{{"step": {step}' for step in (2, 3, 4, 5)]
+    for name in (FILE, SPEED_FILE):
+        told = [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        assert [line["step"] for line in told] == [2, 3, 4, 5]
+    assert 0 < told[-1]["useful_tokens_per_second"] < told[-1]["tokens_per_second"]
 
 
 def test_plain_documents_train_a_base_model(tmp_path):
@@ -216,6 +223,39 @@ def test_plain_documents_train_a_base_model(tmp_path):
     run(sft_run(tmp_path, model=MODEL, tokenizer="arithmetic", data=data), tmp_path / "run")
     policy = load_policy(tmp_path / "run")
     assert policy.model == MODEL and policy.triggers is None and policy.tokenizer is not None
+
+
+def test_work_by_hand():
+    batches = make_batches(4)
+    work, clock = Work(MODEL), Clock()
+    lengths = []
+    for step in range(3):
+        work.add(batches[step])
+        for row in batches[step].segment_ids:
+            lengths += [int((row == segment).sum()) for segment in range(1, row.max() + 1)]
+    seconds = work.lap(clock)
+    whole = seconds["seconds/step"] * 3
+    np.testing.assert_allclose(seconds["tokens_per_second"] * whole, 3 * 4 * 64)
+    np.testing.assert_allclose(seconds["useful_tokens_per_second"] * whole, sum(lengths))
+    work.add(batches[0])
+    again = work.lap(clock)  # from the last lap on
+    np.testing.assert_allclose(again["tokens_per_second"] * again["seconds/step"], 4 * 64)
+
+
+def test_items_too_long_are_counted(tmp_path):
+    lengths = [example.num_tokens for example in make_examples()]
+    limit = int(np.median(lengths))
+    data = CuratedItems(path=str(write_curation(tmp_path / "curated")), max_tokens=limit)
+    _, kept, left_out = data.prepare(untaught_policy())
+    assert len(kept) == sum(n <= limit for n in lengths) and len(left_out) == len(lengths) - len(
+        kept
+    )
+    assert left_out == [e.id for e in make_examples() if e.num_tokens > limit] and left_out
+    report_data(tmp_path, kept, [], left_out, make_batches(4))
+    report = json.loads((tmp_path / DATA_FILE).read_text())
+    assert report["too_long"] == left_out and report["num_examples"] == len(kept)
+    with pytest.raises(ValueError, match="leaves out 24 of 24 items: the shortest has"):
+        dataclasses.replace(data, max_tokens=1).prepare(untaught_policy())
 
 
 def test_examples_past_the_models_positions_are_named():

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from l2s_jax.sharding import MeshConfig, make_mesh
 from l2s_jax.training.optim import OptimConfig, make_optimizer
 from l2s_jax.training.sft import loss_of
-from l2s_jax.training.state import begin_state, fresh_params, state_shardings
+from l2s_jax.training.state import abstract_state, begin_state, fresh_params, state_shardings
 from l2s_jax.training.step import check_rows, compile_step, place_batch
 from tests.training.tiny import (
     MESHES,
@@ -120,9 +120,24 @@ def test_parameters_are_born_the_same_on_every_mesh():
     assert_trees_equal(fresh_params(MODEL, jax.random.key(7), make_mesh(MESHES["all axes"])), one)
 
 
+def described(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_an_abstract_state_is_described_as_the_real_one(weights):
+    """What is planned for is what a run has: shapes, types and places."""
+    optimizer, places, _ = program("all axes")
+    mesh = places.step.mesh
+    real = begin_state(taught_policy().params, optimizer, places, weights=weights)
+    planned = abstract_state(taught_policy().model, optimizer, mesh, weights=weights)
+    assert described(planned) == described(real)
+
+
 def test_metrics_carry_loss_and_gradient_norm():
     _, [metrics] = train("one device", num_steps=1)
-    assert set(metrics) == {"loss", "nll", "trained_tokens", "grad_norm"}
+    names = {"loss", "nll", "trained_tokens", "grad_norm", "skipped", "skips_in_a_row"}
+    assert names <= set(metrics) and metrics["skipped"] == metrics["skips_in_a_row"] == 0
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient(slice(None)))))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 

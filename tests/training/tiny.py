@@ -19,7 +19,7 @@ from l2s_jax.sharding import MeshConfig
 from l2s_jax.tokens.layouts import Example, Layout, LayoutConfig, encode_item
 from l2s_jax.tokens.triggers import TriggerStarts
 from l2s_jax.training.policy import teach_triggers
-from l2s_jax.types import Item
+from l2s_jax.types import Item, Rollout
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -95,6 +95,24 @@ def make_examples(layout: Layout = "matched") -> list[Example]:
 
 def make_batches(rows: int = 8, layout: Layout = "matched") -> Batches:
     return Batches(make_examples(layout), row_length=64, batch_rows=rows, seed=0)
+
+
+def made_up(seed: int, name: str, prompt: int, length: int, **changes: Any) -> Rollout:
+    """A rollout of random ids, so many of prompt and completion."""
+    rng = np.random.default_rng((seed, length))
+    fields: dict[str, Any] = {
+        "id": name,
+        "sample": 0,
+        "prompt_ids": rng.integers(0, 26, prompt).astype(np.int32),
+        "token_ids": rng.integers(0, 26, length).astype(np.int32),
+        "logp": -rng.exponential(size=length).astype(np.float32),
+        "free": rng.random(length) < 0.7,
+        "text": None,
+        "route": "none",
+        "p_easy": None,
+        "finish_reason": "stop",
+    }
+    return Rollout(**fields | changes)
 
 
 def rows_of(batch: Any, chosen: slice) -> Any:

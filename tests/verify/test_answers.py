@@ -7,7 +7,6 @@ from l2s_jax.verify.answers import (
     box_closing_number,
     final_answer,
     last_box_start,
-    normalise,
 )
 
 
@@ -20,6 +19,10 @@ from l2s_jax.verify.answers import (
         (r"\boxed { \{1, 2\} }", r"\{1, 2\}"),
         (r"\boxed{\text{a {b} c}}", r"\text{a {b} c}"),
         (r"\boxed{}", ""),
+        (r"\boxed{1} and \boxed{-2}.", "1, -2"),  # one answer in two boxes
+        (r"$\boxed{(3, 3)} \text{ for part (a) and } \boxed{(1, 1)}$", "(3, 3), (1, 1)"),
+        (r"\boxed{1} and thus \boxed{2}", "2"),  # the first was a step
+        (r"\boxed{1}. Or \boxed{2}", "2"),
         ("The answer is 5.", None),
         ("", None),
         (r"\boxed{5", None),  # cut off: it never said so
@@ -68,38 +71,6 @@ def test_final_answer_matches_a_walk_over_characters():
 )
 def test_answer_or_text(text, answer):
     assert answer_or_text(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "clean"),
-    [
-        ("$5.", "5"),
-        (r"\$1{,}234", "1,234"),
-        (r"\(1,\!234\)", "1,234"),
-        ("$$x+1$$", "x+1"),
-        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"( 3, \frac{\pi}{2} )"),
-        (r"5 \text{ hours}", "5"),
-        (r"5\mathrm{cm}^2", "5"),
-        (r"5 \text{ million}", r"5 \text{ million}"),  # not five
-        (r"\text{Evelyn}", "Evelyn"),
-        (r"90^\circ", "90"),
-        (r"45^{\circ}", "45"),
-        (r"5\%", "5"),
-        ("x = 5", "5"),
-        ("x_1 = 5", "5"),
-        ("4 = 5", "4 = 5"),
-        ("0=1=5", "0=1=5"),
-        ("x=4=5", "x=4=5"),
-        (r"\text{banana}=5", r"\text{banana}=5"),
-        ("**12**", "12"),
-        ("$", ""),
-        ("", ""),
-    ],
-)
-def test_normalise(answer, clean):
-    assert normalise(answer) == clean
-    assert normalise(normalise(answer)) == clean
 
 
 @pytest.mark.parametrize(

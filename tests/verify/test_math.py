@@ -1,22 +1,34 @@
 """Real worker processes: they start, overrun, die and are replaced here."""
 
+import asyncio
 import itertools
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
+from fractions import Fraction
 
 import pytest
 
+from benchmarks.verify import HOSTILE
 from l2s_jax.types import Verdict
-from l2s_jax.verify.answers import answer_or_text
-from l2s_jax.verify.math import Verifier, equivalent, number
+from l2s_jax.verify.exact import exact
+from l2s_jax.verify.math import Verifier, equivalent
+from l2s_jax.verify.policy import Policy
 
 TOWER = "9^{9^{9^{9}}}"
-REASONS = "same-text numeric symbolic different unparsable timeout no-answer crashed".split()
+REASONS = {"same-text", "numeric", "structure", "symbolic"} | {
+    "different",
+    "unparsable",
+    "timeout",
+    "no-answer",
+    "crashed",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +42,7 @@ def verifier():
     [
         ("4", "4", True, "same-text"),
         ("4", "$4$.", True, "same-text"),
+        (r"\text{Evelyn}", "evelyn", True, "structure"),
         ("4", "4.0", True, "numeric"),
         ("1234", "1,234", True, "numeric"),
         ("0.5", r"\frac{1}{2}", True, "numeric"),
@@ -44,12 +57,14 @@ def verifier():
         ("5", r"\text{banana}=5", False, "different"),
         ("5", None, False, "no-answer"),
         ("5", "  ", False, "no-answer"),
-        ("5", "1/0", False, "unparsable"),
-        ("x", "y+1", False, "unparsable"),  # not for this path
+        ("5", "\0", False, "unparsable"),
+        ("5", r"\frac{1}{2", False, "unparsable"),
     ],
 )
 def test_in_process_path(gold, prediction, equal, reason):
-    verdict = equivalent(gold, prediction)
+    with Verifier() as verifier:
+        verdict = verifier.equivalent(gold, prediction)
+        assert not verifier._pool.workers
     assert (verdict.equivalent, verdict.reason) == (equal, reason)
 
 
@@ -57,16 +72,16 @@ def test_number_matches_float_division():
     for top in range(-30, 31):
         for bottom in (1, 2, 3, 7, 10, 250):
             for text in (f"{top}/{bottom}", rf"\frac{{{top}}}{{{bottom}}}"):
-                assert float(number(text)) == top / bottom
-    for text in ("", "x", "1,2", "12,34", "1/0", "--1", "1.2.3", "9" * 5000, "1e5", "٣/x"):
-        assert number(text) is None
+                assert float(exact(text)) == top / bottom
+    for text in ("", "x", "1,2", "12,34", "1/0", "--1", "1.2.3", "9" * 5000, "٣/x"):
+        assert exact(text) is None
 
 
 def test_numbers_start_no_process():
     with Verifier() as verifier:
         verdicts = verifier.equivalent_many([("4", "4"), ("4", "5"), ("4", None)])
         assert [verdict.reason for verdict in verdicts] == ["same-text", "different", "no-answer"]
-        assert not verifier._workers
+        assert not verifier._pool.workers
         assert verifier.equivalent_many([]) == []
 
 
@@ -84,37 +99,29 @@ def test_symbolic_path(verifier):
     assert [verdict.equivalent for verdict in verdicts] == [pair[2] for pair in pairs]
 
 
-def test_hostile_pairs_end_in_time_and_harm_no_other():
-    hostile = [TOWER, "10^{10^{10}}", "(((10^{9})!)!)!"]
-    good = [(f"x+{i}", f"{i}+x") for i in range(8)]
-    pairs = [("7", hostile[0]), *good[:4], ("7", hostile[1]), *good[4:], ("7", hostile[2])]
-    with Verifier(num_workers=2, seconds=1.5) as verifier:
-        start = time.monotonic()
-        verdicts = verifier.equivalent_many(pairs)
-        took = time.monotonic() - start
-        workers = [worker.process for worker in verifier._workers]
-    bad = [verdict for pair, verdict in zip(pairs, verdicts, strict=True) if pair[0] == "7"]
-    fine = [verdict for pair, verdict in zip(pairs, verdicts, strict=True) if pair[0] != "7"]
-    assert all(verdict.equivalent and verdict.reason == "symbolic" for verdict in fine)
-    assert not any(verdict.equivalent for verdict in bad)
-    assert bad[0].reason == "timeout"
-    assert all(verdict.seconds < 2.5 for verdict in verdicts)
-    assert took < 60  # starting processes on a busy machine is the larger part
-    assert all(process.poll() is not None for process in workers)  # none outlives the context
-
-
 def test_a_worker_that_dies_is_replaced(verifier):
     assert verifier.equivalent_many([("x+1", "1+x")])[0].equivalent
-    for worker in verifier._workers:
+    for worker in verifier._pool.workers:
         worker.process.kill()
         worker.process.wait()
     assert verifier.equivalent_many([("x+2", "2+x")])[0].equivalent
 
 
+def test_signals_to_the_whole_group_leave_workers_at_work(verifier):
+    assert verifier.equivalent_many([("x+1", "1+x")])[0].equivalent
+    before = [worker.process.pid for worker in verifier._pool.workers]
+    for pid in before:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert verifier.equivalent_many([("x+3", "3+x")])[0].equivalent
+    assert [worker.process.pid for worker in verifier._pool.workers] == before
+
+
 def test_a_worker_that_dies_on_a_pair_is_counted_as_crashed():
     with Verifier(num_workers=1, seconds=60.0) as verifier:
         assert verifier.equivalent_many([("x+1", "1+x")])[0].equivalent
-        victim = verifier._workers[0].process
+        victim = verifier._pool.workers[0].process
         threading.Timer(1.0, victim.kill).start()
         lost, found = verifier.equivalent_many([("7", TOWER), ("x+2", "2+x")])
     assert (lost.equivalent, lost.reason) == (False, "crashed")
@@ -122,9 +129,13 @@ def test_a_worker_that_dies_on_a_pair_is_counted_as_crashed():
 
 
 def test_memory_is_bounded():
-    with Verifier(num_workers=1, seconds=3.0, memory_bytes=300 << 20) as verifier:
-        greedy, found = verifier.equivalent_many([("7", "10^{10^{9}}"), ("x+2", "2+x")])
-    assert not greedy.equivalent
+    """By the limit, long before the time is up; and the worker lives on."""
+    with Verifier(num_workers=1, seconds=60.0, memory_bytes=300 << 20) as verifier:
+        assert verifier.equivalent("x+1", "1+x").equivalent
+        worker = verifier._pool.workers[0].process
+        greedy, found = verifier.equivalent_many([("7", "2^{10^{10}}"), ("x+2", "2+x")])
+        assert [one.process for one in verifier._pool.workers] == [worker]
+    assert (greedy.equivalent, greedy.reason) == (False, "crashed")
     assert found.equivalent
 
 
@@ -134,7 +145,7 @@ def test_a_worker_that_cannot_start_says_so(tmp_path, monkeypatch):
     with Verifier() as verifier:
         with pytest.raises(RuntimeError, match="math-verify installed"):
             verifier.equivalent_many([("x", "y+1")])
-        assert not verifier._workers
+        assert not verifier._pool.workers
 
 
 def test_works_in_a_thread_and_leaves_signal_handlers_alone(verifier):
@@ -196,21 +207,90 @@ def test_arguments_that_cannot_work(bad):
         Verifier(**bad)
 
 
-def test_real_answers_without_a_false_accept(verifier, shared_data):
-    lines = (shared_data / "equivalence" / "real_dev.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    pairs = [(r["gold"], answer_or_text(r["prediction"])) for r in records]
-    verdicts = verifier.equivalent_many(pairs)
-    both = list(zip(records, verdicts, strict=True))
-    assert not [r["id"] for r, v in both if v.equivalent and not r["equivalent"]]
-    assert sum(v.equivalent == r["equivalent"] for r, v in both) >= 0.99 * len(both)
+def test_one_pair_at_a_time_by_the_verifier_of_the_process():
+    assert equivalent("x+1", "1+x").reason == "symbolic"
+    assert not equivalent("x+1", "x").equivalent
+
+
+def test_works_from_asyncio(verifier):
+    async def ask(i):
+        return await asyncio.to_thread(verifier.equivalent_many, [(f"x+{i}", f"{i}+x")])
+
+    async def ask_all():
+        return await asyncio.gather(*(ask(i) for i in range(4)))
+
+    assert all(verdict.equivalent for [verdict] in asyncio.run(ask_all()))
+
+
+def test_a_fork_starts_its_own_workers_and_leaves_the_parents(verifier):
+    assert verifier.equivalent("x+1", "1+x").equivalent
+    before = [worker.process.pid for worker in verifier._pool.workers]
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is our subject
+        warnings.simplefilter("ignore", RuntimeWarning)  # jax says the same
+        child = os.fork()
+    if child == 0:
+        verdict = verifier.equivalent("x+7", "7+x")
+        pids = [worker.process.pid for worker in verifier._pool.workers]
+        os.write(writing, json.dumps([verdict.reason, pids]).encode())
+        verifier.close()
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        reason, pids = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    assert reason == "symbolic"
+    assert not set(pids) & set(before)
+    assert verifier.equivalent("x+8", "8+x").equivalent
+    assert [worker.process.pid for worker in verifier._pool.workers] == before
+
+
+def test_hostile_answers_end_in_time_and_harm_no_other():
+    hostile = [("7", text) for text in (*HOSTILE, "(((10^{9})!)!)!")]
+    good = [(f"x+{i}", f"{i}+x") for i in range(len(hostile))]
+    pairs = [pair for both in zip(hostile, good, strict=True) for pair in both]
+    with Verifier(num_workers=4, seconds=1.5, memory_bytes=1 << 30) as verifier:
+        start = time.monotonic()
+        verdicts = dict(zip(pairs, verifier.equivalent_many(pairs), strict=True))
+        took = time.monotonic() - start
+        processes = [worker.process for worker in verifier._pool.workers]
+    assert not any(verdicts[pair].equivalent for pair in hostile)
+    assert verdicts["7", TOWER].reason == "timeout"
+    assert {verdicts[pair].reason for pair in good} == {"symbolic"}
+    assert all(verdict.seconds < 2.5 for verdict in verdicts.values())
+    assert took < 60  # starting processes on a busy machine is the larger part
+    assert len(processes) <= 4
+    assert all(process.poll() is not None for process in processes)  # none outlives the context
+
+
+def read_records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "least", "most_false_accepts"),
+    [("real_dev", "strict", 0.995, 0), ("dev", "lenient", 0.95, 2)],
+)
+def test_labelled_pairs(shared_data, name, answers, least, most_false_accepts):
+    records = read_records(shared_data / "equivalence" / f"{name}.jsonl")
+    pairs = [(record["gold"], record["prediction"]) for record in records]
+    with Verifier(seconds=20.0, policy=Policy(answers=answers)) as verifier:
+        both = list(zip(records, verifier.equivalent_many(pairs), strict=True))
+    false_accepts = [r["id"] for r, v in both if v.equivalent and not r["equivalent"]]
+    assert len(false_accepts) <= most_false_accepts, false_accepts
+    assert sum(v.equivalent == r["equivalent"] for r, v in both) >= least * len(both)
 
 
 @pytest.mark.parametrize("name", ["gsm8k_test", "math500", "aime24", "olympiadbench_maths_en"])
 def test_references_equal_themselves_and_not_their_neighbour(verifier, shared_data, name):
-    lines = (shared_data / "benchmarks" / f"{name}.jsonl").read_text().splitlines()
-    golds = [json.loads(line)["answer"] for line in lines][:150]
+    records = read_records(shared_data / "benchmarks" / f"{name}.jsonl")
+    golds = [record["answer"] for record in records]
     assert all(v.equivalent for v in verifier.equivalent_many([(g, g) for g in golds]))
-    neighbours = list(itertools.pairwise(golds))
-    for pair, verdict in zip(neighbours, verifier.equivalent_many(neighbours), strict=True):
-        assert verdict.reason == "same-text" or not verdict.equivalent, pair
+    neighbours = [pair for pair in itertools.pairwise(golds) if pair[0] != pair[1]]
+    found = zip(neighbours, verifier.equivalent_many(neighbours), strict=True)
+    for pair in (pair for pair, verdict in found if verdict.equivalent):
+        # One number, by Python's own word: "5" stands beside "x=5" in MATH-500. Anything else that
+        # is accepted is no number to Fraction, and raises here.
+        one, other = (Fraction(text.removeprefix("x=")) for text in pair)
+        assert one == other, pair

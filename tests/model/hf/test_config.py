@@ -281,7 +281,7 @@ def test_a_model_that_is_not_its_origin_is_refused(change):
 
 
 def test_how_we_compute_is_no_part_of_the_file():
-    cfg = dataclasses.replace(KINDS["llama"], dtype="bfloat16", remat=True)
+    cfg = dataclasses.replace(KINDS["llama"], dtype="bfloat16", remat="full")
     assert to_hf_config(cfg, stop_id=1, pad_id=0, origin=HF["llama"]) == HF["llama"]
 
 

@@ -1,0 +1,30 @@
+"""Stage 1 for Qwen2.5-0.5B-Instruct on one chip: an adapter beside the frozen model, shorter rows.
+
+l2s sft --config configs/sft_lora_qwen2_5_0p5b.py --workdir runs/sft_lora_qwen2_5_0p5b
+Meant for: one v5e chip, or one GPU of 16 GiB. Hardware, time and result: not run.
+Ours: rank, scale and rate, as is usual for adapters (the paper trains all weights), and the bound
+of 8,192 tokens; longer items are left out, and counted in data.json.
+"""
+
+import dataclasses
+
+import sft_qwen2_5_0p5b  # the recipe beside this one
+
+from l2s_jax.model.lora import LoraConfig
+from l2s_jax.sharding import MeshConfig
+from l2s_jax.training.optim import OptimConfig
+from l2s_jax.training.sft import SftRun
+
+
+def get_config() -> SftRun:
+    whole = sft_qwen2_5_0p5b.get_config()
+    return dataclasses.replace(
+        whole,
+        data=dataclasses.replace(whole.data, max_tokens=8192),
+        row_length=8192,
+        batch_rows=32,
+        num_microbatches=32,
+        lora=LoraConfig(rank=16, alpha=32.0, base="bfloat16"),
+        optim=OptimConfig(peak_lr=2e-4, warmup_steps=115, final_fraction=0.0),
+        mesh=MeshConfig(data=1),
+    )

@@ -1,0 +1,16 @@
+"""Stage 1 of configs/sft_qwen2_5_7b.py for Qwen2.5-3B-Instruct.
+
+l2s sft --config configs/sft_qwen2_5_3b.py --workdir runs/sft_qwen2_5_3b
+Meant for: v6e-8 or v5p-8. Hardware, time and result: not run.
+The paper's first version has this model too; its hyper-parameters are as unknown.
+"""
+
+import dataclasses
+
+import sft_qwen2_5_7b  # the recipe beside this one
+
+from l2s_jax.training.sft import SftRun
+
+
+def get_config() -> SftRun:
+    return dataclasses.replace(sft_qwen2_5_7b.get_config(), model="Qwen2.5-3B-Instruct")

@@ -1,0 +1,44 @@
+"""The slices that headers in configs/ claim, as far as arrays can refute them.
+
+What the compiler says of them takes minutes: `make plan-recipes`.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import pytest
+
+from benchmarks.plan_recipes import claim
+from l2s_jax.config import load_config, override
+from l2s_jax.plan.programs import programs_of
+from l2s_jax.plan.search import least_bytes
+from l2s_jax.plan.subject import subject_of
+from l2s_jax.plan.topologies import CHIPS, NAME, here
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CLAIMS = {path.name: found for path in sorted(CONFIGS.glob("*.py")) if (found := claim(path))}
+
+
+def test_a_header_that_names_a_slice_is_read():
+    assert set(CLAIMS) == {p.name for p in CONFIGS.glob("*.py") if "Smallest:" in p.read_text()}
+    assert CLAIMS["grpo_qwen2_5_7b.py"][1][0] == "mesh.fsdp=2"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_arrays_fit_the_slice_that_a_header_claims(name):
+    where, assignments = CLAIMS[name]
+    named = NAME.fullmatch(where)
+    assert named is not None and named["num"] is None
+    num_chips = math.prod(map(int, named["shape"].split("x")))
+    if num_chips > jax.device_count():
+        pytest.skip(f"{num_chips} devices are more than this process has")
+    chip = CHIPS[named["chip"]]
+    place = dataclasses.replace(here(), chip=chip, devices=tuple(jax.devices()[:num_chips]))
+    cfg = override(load_config(CONFIGS / name), assignments)
+    subject = subject_of(cfg, CONFIGS / name)
+    programs = programs_of(cfg, subject, place).programs
+    assert chip.memory_bytes is not None and programs
+    for planned in programs:
+        assert least_bytes(planned, cfg, subject.model) <= chip.memory_bytes, planned.name
