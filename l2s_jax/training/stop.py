@@ -68,6 +68,7 @@ class StopSignal:
         self._end_hearing: Callable[[], None] = lambda: None
         self._before: dict[signal.Signals, Any] = {}
         self._left = threading.Event()
+        self._announced = threading.Lock()
         self._may_raise = True
 
     @property
@@ -81,7 +82,9 @@ class StopSignal:
             raise Stopped(self._signum)
 
     def leave(self) -> None:
-        """Leaves by `Stopped` because some host was told to; this one may hear it later."""
+        """Leaves by `Stopped` because some host was told to; this one may not have heard yet."""
+        if self._signum is None:
+            self._announce(self._elsewhere, " on another host")
         raise Stopped(self._signum or self._elsewhere)
 
     def hold(self) -> None:
@@ -142,7 +145,8 @@ class StopSignal:
         self._wakeup_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         taken = SIGNALS if hosts.alone() else (*SIGNALS, RELAYED)
         self._before = {number: signal.signal(number, self._note) for number in taken}
-        threading.Thread(target=self._listen, name="stop signal", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="stop signal", daemon=True)
+        self._listener.start()
         if not hosts.alone():
             self._end_hearing = hosts.hear(NOTICE, lambda word: self._relay(int(word)))
         return self
@@ -157,7 +161,8 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
         signal.set_wakeup_fd(self._wakeup_before)
-        self._theirs.close()  # which ends the listener
+        self._theirs.close()  # which ends the listener, once it has told the other hosts
+        self._listener.join(self._grace)
 
     def _relay(self, signum: int) -> None:
         self._elsewhere = signum
@@ -181,9 +186,7 @@ class StopSignal:
             if first is None:
                 return
             signum = self._signum = self._signum or self._meant(first)
-            where = " on another host" if first == RELAYED else ""
-            name = signal.Signals(signum).name
-            _say(f"{name}{where}: saving what is complete, then leaving")
+            self._announce(signum, " on another host" if first == RELAYED else "")
             hurry = threading.Thread(
                 target=self._leave_in_time, args=(signum,), name="stop deadline", daemon=True
             )
@@ -197,6 +200,12 @@ class StopSignal:
                 if len(own) > 1:
                     _say(f"{signal.Signals(number).name} again: leaving at once")
                     _exit(128 + number)
+        hurry.join()  # the context was left, so at once
+
+    def _announce(self, signum: int, where: str) -> None:
+        """Says why this host leaves, once."""
+        if self._announced.acquire(blocking=False):
+            _say(f"{signal.Signals(signum).name}{where}: saving what is complete, then leaving")
 
     def _leave_in_time(self, signum: int) -> None:
         if not self._left.wait(self._grace):

@@ -68,8 +68,16 @@ def test_what_the_caller_had_is_back_afterwards():
             signal.signal(number, handler)
         ours.close()
         theirs.close()
+
+
+@pytest.mark.parametrize("number", [None, *SIGNALS])
+def test_its_threads_end_with_it(number):
+    with StopSignal() as stop:
+        stop.hold()
+        if number is not None:
+            os.kill(os.getpid(), number)
     names = {thread.name for thread in threading.enumerate()}
-    assert "stop deadline" not in names
+    assert not names & {"stop signal", "stop deadline"}
 
 
 def test_outside_the_main_thread_it_is_inert():
