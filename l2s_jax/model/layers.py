@@ -1,10 +1,11 @@
 """The parts of a block that know nothing of other tokens: norm, feed-forward, rotary positions.
 
-Lives here: `RMSNorm`, `Linear`, `SwiGLU`, `rotary_angles`, `rotate`. Not here: attention
+Lives here: `RMSNorm`, `project`, `Linear`, `SwiGLU`, `rotary_angles`, `rotate`. Not here: attention
 (`model/attention.py`), the stack (`model/decoder.py`), how adapters are made (`model/lora.py`).
 Parameter names follow transformers' Qwen2, whose numbers we match.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,9 @@ from jaxtyping import Array, Float, Int
 from l2s_jax.model.config import ModelConfig, RopeScaling
 
 INIT = nn.initializers.normal(0.02)  # Qwen2's initializer_range
+# Computed again in the backward pass: cheaper than keeping what lies between input and output, and
+# that was two fifths of a pass's memory (LOG.md, 2026-11-27).
+again = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class RMSNorm(nn.Module):
@@ -29,10 +33,39 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
         scale_D: Any = self.param("scale", ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        mean = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        normed = x32 * jax.lax.rsqrt(mean + self.eps)
-        return (normed * jnp.expand_dims(scale_D, range(x.ndim - 1))).astype(x.dtype)
+        return _normed(x, scale_D, self.eps)
+
+
+@functools.partial(again, static_argnums=(2,))
+def _normed(
+    x: Float[Array, "*batch D"], scale_D: Float[Array, " D"], eps: float
+) -> Float[Array, "*batch D"]:
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    normed = x32 * jax.lax.rsqrt(mean + eps)
+    return (normed * jnp.expand_dims(scale_D, range(x.ndim - 1))).astype(x.dtype)
+
+
+@jax.custom_vjp
+def project(x_BTI: Float[Array, "B T I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "B T O"]:
+    """x W, with the kernel's gradient as one product that comes out as the kernel lies.
+
+    The gradient that JAX derives is the product turned round and transposed; for it XLA's CPU
+    backend writes out a transposed copy of the gradient of `x W`, and multiplies at half the speed.
+    """
+    return x_BTI @ kernel_IO
+
+
+def _project_forward(x_BTI: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
+    return project(x_BTI, kernel_IO), (x_BTI, kernel_IO)
+
+
+def _project_backward(kept: tuple[Array, Array], grad_BTO: Array) -> tuple[Array, Array]:
+    x_BTI, kernel_IO = kept
+    return grad_BTO @ kernel_IO.T, jnp.tensordot(x_BTI, grad_BTO, axes=((0, 1), (0, 1)))
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 class Linear(nn.Module):
@@ -51,7 +84,7 @@ class Linear(nn.Module):
         init = nn.with_logical_partitioning(INIT, self.axes)
         kernel_IO: Any = self.param("kernel", init, (x_BTI.shape[-1], self.features))
         x_BTI = x_BTI.astype(self.dtype)
-        out_BTO = x_BTI @ kernel_IO.astype(self.dtype)
+        out_BTO = project(x_BTI, kernel_IO.astype(self.dtype))
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias_O: Any = self.param("bias", zeros, (self.features,))
@@ -79,7 +112,12 @@ class SwiGLU(nn.Module):
         gate_BTF = linear("gate_proj", cfg.ffn_width, "width", "ffn")(x_BTD)
         up_BTF = linear("up_proj", cfg.ffn_width, "width", "ffn")(x_BTD)
         down = linear("down_proj", cfg.width, "ffn", "width")
-        return down(nn.silu(gate_BTF) * up_BTF)
+        return down(_gated(gate_BTF, up_BTF))
+
+
+@again
+def _gated(gate_BTF: Float[Array, "B T F"], up_BTF: Float[Array, "B T F"]) -> Array:
+    return nn.silu(gate_BTF) * up_BTF
 
 
 def rotary_rates(

@@ -7,7 +7,7 @@ import pytest
 
 from l2s_jax.model.config import ModelConfig, RopeScaling
 from l2s_jax.model.hf.rope import rope_to_hf
-from l2s_jax.model.layers import RMSNorm, SwiGLU, rotary_angles, rotary_rates, rotate
+from l2s_jax.model.layers import RMSNorm, SwiGLU, project, rotary_angles, rotary_rates, rotate
 from tests.model.test_config import TINY
 
 CFG = ModelConfig(**TINY)
@@ -28,6 +28,22 @@ def test_rms_norm_by_definition():
     for b, t in np.ndindex(2, 3):
         want = x_BTD[b, t] / np.sqrt((x_BTD[b, t] ** 2).mean() + CFG.rms_eps) * scale_D
         np.testing.assert_allclose(got[b, t], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_projection_and_its_gradients_by_definition():
+    rng = np.random.default_rng(2)
+    x_BTI, kernel_IO, grad_BTO = (
+        rng.normal(size=shape).astype(np.float32) for shape in [(2, 3, 5), (5, 4), (2, 3, 4)]
+    )
+    out_BTO, back = jax.vjp(project, jnp.asarray(x_BTI), jnp.asarray(kernel_IO))
+    got_x_BTI, got_kernel_IO = back(jnp.asarray(grad_BTO))
+    want_kernel_IO = np.zeros((5, 4))
+    for b, t in np.ndindex(2, 3):
+        np.testing.assert_allclose(out_BTO[b, t], x_BTI[b, t] @ kernel_IO, rtol=1e-5, atol=1e-6)
+        want_x_I = kernel_IO @ grad_BTO[b, t]
+        np.testing.assert_allclose(got_x_BTI[b, t], want_x_I, rtol=1e-5, atol=1e-6)
+        want_kernel_IO += np.outer(x_BTI[b, t], grad_BTO[b, t])
+    np.testing.assert_allclose(got_kernel_IO, want_kernel_IO, rtol=1e-5, atol=1e-6)
 
 
 def test_swiglu_by_definition():
