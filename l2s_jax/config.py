@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -339,6 +340,11 @@ def claim_workdir(cfg: Any, workdir: pathlib.Path) -> None:
     The same config may claim again (that is a resumed run), also with other values of what it
     declares free to change; another one may not.
     """
+    if re.match(r"[a-z0-9]{2,}:", str(workdir)):  # a folder of that name would be made here
+        raise ValueError(
+            f"workdir {workdir} is an address. A run writes to a disk: mount the bucket, with Cloud"
+            " Storage FUSE for instance, and give the folder where it is."
+        )
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"workdir {workdir} is a file. Give a folder, new or of this run.")
     workdir.mkdir(parents=True, exist_ok=True)

@@ -306,6 +306,13 @@ def test_what_a_config_declares_free_may_change_between_two_starts(tmp_path, cap
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_bucket_is_no_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="mount the bucket"):
+        claim_workdir(Toy(), pathlib.Path("gs://bucket/run"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unreadable_claim_and_a_file_for_a_workdir(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not a saved config"):

@@ -43,6 +43,7 @@ def quiet_libtpu() -> None:
     """Has libtpu look for no TPU and say nothing of it: it is here to compile."""
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",  # or it asks Google's metadata server, and waits for it
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # or the second process at a time is refused
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",

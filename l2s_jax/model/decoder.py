@@ -135,25 +135,28 @@ def layer_name(layer: int) -> str:
     return f"layer_{layer}"
 
 
-def of_layer(leaf: Any, layer: int) -> Any:
-    return leaf[layer]
+def of_layer(stacked: Params, layer: Any) -> Params:
+    """A layer's part of what is stacked over layers."""
+    return jax.tree.map(lambda leaf: leaf[layer], stacked)
 
 
 def unstacked(
-    cfg: ModelConfig, params: Params, take: Callable[[Any, int], Any] = of_layer
+    cfg: ModelConfig,
+    params: Params,
+    take: Callable[[Params, int], Params] = of_layer,
+    rest: Callable[[Params], Params] = lambda others: others,
 ) -> Params:
     """`params`, an adapter's part too, with every layer on its own, as `forward_cached` reads.
 
     Args:
-      take: a layer's part of a stacked leaf.
+      take: a layer's part of what is stacked.
+      rest: what becomes of all that is not.
     """
-    apart = {name: part for name, part in params.items() if name not in ("layers", "lora")}
+    apart = dict(rest({k: v for k, v in params.items() if k not in ("layers", "lora")}))
     for layer in range(cfg.num_layers):
-        apart[layer_name(layer)] = jax.tree.map(
-            lambda leaf, n=layer: take(leaf, n), params["layers"]
-        )
+        apart[layer_name(layer)] = take(params["layers"], layer)
     if "lora" in params:
-        apart["lora"] = unstacked(cfg, params["lora"], take)
+        apart["lora"] = unstacked(cfg, params["lora"], take, rest)
     return apart
 
 

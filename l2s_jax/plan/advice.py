@@ -18,7 +18,7 @@ def advice(cfg: Any, reports: Sequence[Report], place: Topology) -> Iterator[str
     large = {report.name for report in reports if not report.fits(place)}
     if large & {"update", "log-probs", "validation"}:
         yield from _of_training(cfg, place)
-    if large & {*SAMPLER, "reshard"}:
+    if large & {*SAMPLER, "reshard a layer"}:
         yield from _of_sampling(cfg)
     yield "to have the slices and settings tried: --search"
 

@@ -1,12 +1,14 @@
 """Programs compiled, and what the compiler made of them.
 
-Lives here: `Report` of one program, and `measure`, which compiles or remembers. Not here: which
-programs (`plan/programs.py`), what is made of the reports (`plan/table.py`, `plan/search.py`).
+Lives here: `Report` of one program, `measure`, which compiles or remembers, and `measure_all`. Not
+here: which programs (`plan/programs.py`), what is made of the reports (`plan/table.py`,
+`plan/search.py`).
 
 What was measured once is kept under the user's cache folder by a fingerprint of the program's text,
 the topology and the compiler: the same program is not compiled twice.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -14,6 +16,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +30,7 @@ from l2s_jax.plan.memory import Memory, memory_of, refused_bytes, tree_bytes
 from l2s_jax.plan.programs import Planned
 from l2s_jax.plan.topologies import HERE, Topology
 
+AT_ONCE = 2  # compilations; one of a 7B takes a core and up to 7 GB
 FORMAT = 2  # of what is kept; another one is measured anew
 
 
@@ -44,6 +48,20 @@ class Report:
     def fits(self, topology: Topology) -> bool:
         limit = topology.chip.memory_bytes
         return not self.refused and (limit is None or self.memory.peak <= limit)
+
+
+def measure_all(programs: Sequence[Planned], topology: Topology) -> Iterator[Report]:
+    """The reports in the order of the programs, compiled side by side.
+
+    What has not begun when the caller asks for no more is left out.
+    """
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        begun = [pool.submit(measure, planned, topology) for planned in programs]
+        try:
+            for one in begun:
+                yield one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def measure(planned: Planned, topology: Topology) -> Report:

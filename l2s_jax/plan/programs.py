@@ -23,17 +23,17 @@ from jax.sharding import Mesh
 from l2s_jax.data.packing import build_row
 from l2s_jax.data.pipeline import stack
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import abstract_params
+from l2s_jax.model.decoder import abstract_params, unstacked
 from l2s_jax.objectives.logprobs import num_parts
 from l2s_jax.plan.subject import Subject, longest_prompt, num_token_rows
-from l2s_jax.plan.topologies import Topology
+from l2s_jax.plan.topologies import Topology, one_host
 from l2s_jax.sampling import load, loop
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.requests import Request
 from l2s_jax.sampling.serve import Desk
 from l2s_jax.sampling.state import state_places
-from l2s_jax.sampling.weights import reshard
-from l2s_jax.sharding import host_mesh, make_mesh, shardings
+from l2s_jax.sampling.weights import reshard_layer, reshard_rest
+from l2s_jax.sharding import MeshConfig, host_mesh, make_mesh, shardings
 from l2s_jax.training import grpo, sft
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.rollouts import build_batch, group_modes
@@ -161,18 +161,20 @@ def of_grpo(
     held = {"state": state, "behaviour": behaviour}
     num_rollouts = cfg.prompts_per_step * cfg.sampling.num_samples
     lengths = [longest + cfg.sampling.max_new_tokens] * num_rollouts
+    at_work = {"sampler weights": sampler.params, "sampler state": sampler.state}
     update = Planned(
         name="update",
         trace=lambda: step.program.trace(*step.arguments(state, batch)),
         arguments={"state": state, "batch": batch},
-        beside={"behaviour": behaviour, "sampler weights": sampler.params}
-        | ({"sampler state": sampler.state} if cfg.goes_ahead_to(1) else {}),
+        beside={"behaviour": behaviour} | (at_work if goes_ahead(cfg, topology) else {}),
         mesh=mesh,
         trips=head_parts(batch, mesh),
         model_flops=training_flops(model, lengths),
     )
     programs = [
-        reshard_program(model, mesh, behaviour, {"state": state}),
+        reshard_program(
+            model, mesh, behaviour, {"state": state, "sampler weights": sampler.params}
+        ),
         *sampler.programs(held),
     ]
     if cfg.preset.needs_reference or cfg.preset.needs_sampler_logp:
@@ -190,6 +192,11 @@ def of_grpo(
             )
         )
     return Programs(programs=[*programs, update], notes=(*subject.notes, *notes))
+
+
+def goes_ahead(cfg: Any, topology: Topology) -> bool:
+    """True where the run would sample during its updates."""
+    return isinstance(cfg, GrpoRun) and topology.num_hosts == 1 and cfg.goes_ahead_to(1)
 
 
 def weights_of(model: ModelConfig, mesh: Mesh) -> Any:
@@ -234,7 +241,7 @@ class Sampler:
 
     def __init__(self, cfg: GrpoRun, subject: Subject, topology: Topology, longest: int):
         self._model = dataclasses.replace(subject.model, dtype=cfg.dtype)
-        self._mesh = host_mesh(make_mesh(cfg.mesh, topology.devices))
+        self._mesh = sampler_mesh(cfg.mesh, topology)
         policy = dataclasses.replace(subject.policy, model=self._model)
         engine = Engine(policy, cfg.sampling, self._mesh)
         share = -(-cfg.prompts_per_step // topology.num_hosts)
@@ -300,12 +307,20 @@ class Sampler:
         ]
 
 
+def sampler_mesh(cfg: MeshConfig, topology: Topology) -> Mesh:
+    """The mesh on which a host samples."""
+    among_all = host_mesh(make_mesh(cfg, topology.devices))
+    if topology.num_hosts == 1:
+        return among_all
+    return make_mesh(MeshConfig(tensor=among_all.shape["tensor"]), one_host(topology).devices)
+
+
 def reshard_program(model: ModelConfig, mesh: Mesh, behaviour: Any, beside: Trees) -> Planned:
-    """Weights from the training layout into the sampler's."""
-    program = reshard(model, mesh, jax.tree.structure(behaviour))
+    """A layer's weights from the training layout into the sampler's, when all others are there."""
+    program = reshard_layer(model, mesh, jax.tree.structure(behaviour["layers"]))
     return Planned(
-        name="reshard",
-        trace=lambda: program.trace(behaviour),
+        name="reshard a layer",
+        trace=lambda: program.trace(behaviour["layers"], 0),
         arguments={"behaviour": behaviour},
         beside=beside,
         mesh=mesh,
@@ -314,12 +329,20 @@ def reshard_program(model: ModelConfig, mesh: Mesh, behaviour: Any, beside: Tree
 
 def sampler_weights(model: ModelConfig, mesh: Mesh) -> Any:
     """A policy's parameters as the sampler reads them."""
-    given = weights_of(model, mesh)
-    made = reshard(model, mesh, jax.tree.structure(given)).trace(given)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        made.out_info,
-    )
+
+    def made(traced: jax.stages.Traced) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            traced.out_info,
+        )
+
+    def take(stacked: Any, layer: int) -> Any:
+        return made(reshard_layer(model, mesh, jax.tree.structure(stacked)).trace(stacked, layer))
+
+    def rest(others: Any) -> Any:
+        return made(reshard_rest(model, mesh, jax.tree.structure(others)).trace(others))
+
+    return unstacked(model, weights_of(model, mesh), take, rest)
 
 
 def described(tree: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from l2s_jax.cli.output import json_lines
 from l2s_jax.config import load_config, override
 from l2s_jax.plan.advice import advice
-from l2s_jax.plan.compiled import measure
+from l2s_jax.plan.compiled import measure_all
 from l2s_jax.plan.programs import programs_of
 from l2s_jax.plan.search import Tried, search
 from l2s_jax.plan.subject import subject_of
@@ -55,7 +55,7 @@ def plan(
         place = topology(name)
         made = programs_of(cfg, subject, place)
         notes = made.notes
-        reports = [measure(planned, place) for planned in made.programs]
+        reports = list(measure_all(made.programs, place))
         only = Tried(topology=place, settings={}, reports=reports)
         _show(only, as_json)
         fits = only.fits

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params
 from l2s_jax.model.routes import heads_are_shared
-from l2s_jax.plan.compiled import Report, measure
+from l2s_jax.plan.compiled import Report, measure_all
 from l2s_jax.plan.memory import tree_bytes
-from l2s_jax.plan.programs import Planned, Programs, programs_of
+from l2s_jax.plan.programs import Planned, Programs, goes_ahead, programs_of
 from l2s_jax.plan.subject import Subject
 from l2s_jax.plan.topologies import GIB, SLICES, Topology, slices, topology
 from l2s_jax.sharding import MeshConfig
@@ -56,88 +56,131 @@ def search(
     """
     tried: list[Tried] = []
     for one in slices(name) if name in SLICES else [name]:
-        for attempt, programs in _on_slice(cfg, subject, topology(one), say):
+        for attempt, programs in on_slice(cfg, subject, topology(one), say):
             tried.append(attempt)
             if attempt.fits:
                 return tried, programs
     return tried, None
 
 
-def _on_slice(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Settings, and what is known of them without compiling: bytes on a device."""
+
+    cfg: Any
+    programs: Programs | None  # None: its weights alone are too much
+    leasts: dict[str, float]  # by program
+    guesses: dict[str, float]
+
+    @property
+    def least(self) -> float:
+        return max(self.leasts.values())
+
+    def guess(self, factor: float = 1.0) -> float:
+        """Of the largest program, where what goes beyond the least is `factor` times the guess."""
+        return max(
+            least + factor * (self.guesses[name] - least) for name, least in self.leasts.items()
+        )
+
+    def factor(self, peak: int) -> float:
+        """That of the update, of which the compiler says what it takes."""
+        least, guess = self.leasts[FIRST], self.guesses[FIRST]
+        return (peak - least) / (guess - least)
+
+    @property
+    def update(self) -> tuple[Any, ...]:
+        """What tells updates apart, whatever the sampler does beside them."""
+        assert self.programs is not None
+        [update] = (planned for planned in self.programs.programs if planned.name == FIRST)
+        cfg = self.cfg
+        return cfg.mesh, cfg.num_microbatches, cfg.remat, tree_bytes(update.beside)
+
+
+def on_slice(
     cfg: Any, subject: Subject, place: Topology, say: Callable[[str], None]
 ) -> Iterator[tuple[Tried, Programs]]:
-    """Settings on one slice, likeliest first, as far as they are worth compiling."""
-    likely, nearest, least = worth_compiling(cfg, subject, place)
-    if not likely and nearest is None:
+    """Settings on one slice in the order of preference, as far as they are worth compiling.
+
+    What the first update takes corrects the estimate of the others. Where nothing should fit, what
+    comes nearest is compiled, for an estimate may be too high.
+    """
+    limit, least = place.chip.memory_bytes or math.inf, math.inf
+    nearest, nearest_guess = None, math.inf
+    compiled, too_large, factor = False, set(), 1.0
+    for group in candidates(cfg, subject, place):
+        for one in group:
+            least = min(least, one.least)
+            if one.programs is None:
+                break
+            if one.guess(factor) > limit:
+                if one.least <= limit and one.guess() < nearest_guess:
+                    nearest, nearest_guess = one, one.guess()
+                continue
+            if one.update in too_large:
+                continue
+            tried, compiled = _compiled(cfg, one, one.programs, place, say), True
+            yield tried, one.programs
+            if tried.reports[0].fits(place):
+                break  # another program is too large, and more parts change the update alone
+            too_large.add(one.update)
+            if len(too_large) == MAX_COMPILED:
+                return
+            factor = max(factor, one.factor(tried.reports[0].memory.peak))
+    if not compiled and nearest is not None and nearest.programs is not None:
+        yield _compiled(cfg, nearest, nearest.programs, place, say), nearest.programs
+    elif not compiled:
         reason = "no mesh shares its rows and heads evenly"
         if least < math.inf:
             reason = f"takes {least / GIB:.2f} GiB a chip at the least"
         say(f"{place.name}: {reason}; not compiled")
-    # Those that should fit in the order of preference; without one, what comes nearest.
-    too_large = set()
-    for changed, programs in likely or ([nearest] if nearest else []):
-        update = update_of(changed, programs)
-        if update in too_large:
-            continue
-        settings = differences(cfg, changed)
-        named = " ".join(f"{name}={value}" for name, value in settings.items())
-        say(f"{place.name}: compiling with {named or 'the settings of the recipe'}")
-        reports = measure_until(programs, place)
-        last = max(reports, key=lambda report: report.memory.peak)
-        say(f"{place.name}: {last.name} takes {last.memory.peak / GIB:.2f} GiB a chip")
-        if not reports[0].fits(place):
-            too_large.add(update)
-        yield Tried(topology=place, settings=settings, reports=reports), programs
 
 
-Candidate = tuple[Any, Programs]
+def _compiled(
+    cfg: Any, one: Candidate, programs: Programs, place: Topology, say: Callable[[str], None]
+) -> Tried:
+    """What the compiler makes of a candidate, told as it goes."""
+    settings = differences(cfg, one.cfg)
+    named = " ".join(f"{name}={value}" for name, value in settings.items())
+    say(f"{place.name}: compiling with {named or 'the settings of the recipe'}")
+    reports = measure_until(programs, place)
+    last = max(reports, key=lambda report: report.memory.peak)
+    say(f"{place.name}: {last.name} takes {last.memory.peak / GIB:.2f} GiB a chip")
+    return Tried(topology=place, settings=settings, reports=reports)
 
 
-def worth_compiling(
-    cfg: Any, subject: Subject, place: Topology
-) -> tuple[list[Candidate], Candidate | None, float]:
-    """(settings that should fit, the one that misses by least, the least bytes of all)."""
-    limit, least = place.chip.memory_bytes or math.inf, math.inf
-    likely: list[Candidate] = []
-    nearest: Candidate | None = None
-    misses = math.inf
+def candidates(cfg: Any, subject: Subject, place: Topology) -> Iterator[Iterator[Candidate]]:
+    """The run under settings for a slice, in the groups of `variants`; each is made when asked."""
     samplers: dict[Any, Any] = {}
     num_params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(subject.model)))
+
+    def estimated(changed: Any) -> Iterator[Candidate]:
+        weights = weight_bytes(num_params, changed, ahead=goes_ahead(changed, place))
+        if weights > (place.chip.memory_bytes or math.inf):  # without tracing a program
+            known = {"weights": weights}
+            yield Candidate(cfg=changed, programs=None, leasts=known, guesses=known)
+            return
+        try:
+            programs = programs_of(changed, subject, place, samplers)
+        except ValueError:  # rows or heads that this mesh cannot share
+            return
+        sizes = (changed, subject.model)
+        yield Candidate(
+            cfg=changed,
+            programs=programs,
+            leasts={p.name: least_bytes(p, *sizes) for p in programs.programs},
+            guesses={p.name: guessed_bytes(p, *sizes) for p in programs.programs},
+        )
+
     for group in variants(cfg, subject.model, place):
-        for changed in group:
-            weights = weight_bytes(num_params, changed)
-            if weights > limit:  # known without tracing a program
-                least = min(least, weights)
-                break
-            try:
-                programs = programs_of(changed, subject, place, samplers)
-            except ValueError:  # rows or heads that this mesh cannot share
-                continue
-            takes = max(least_bytes(p, changed, subject.model) for p in programs.programs)
-            guess = max(guessed_bytes(p, changed, subject.model) for p in programs.programs)
-            least = min(least, takes)
-            if guess <= limit:
-                likely.append((changed, programs))
-                break  # more parts, or more recomputation, would only take longer
-            if takes <= limit and guess < misses:
-                nearest, misses = (changed, programs), guess
-        if len({update_of(*one) for one in likely}) == MAX_COMPILED:
-            break
-    return likely, nearest, least
-
-
-def update_of(cfg: Any, programs: Programs) -> tuple[Any, ...]:
-    """What tells updates apart, whatever the sampler does beside them."""
-    [update] = (planned for planned in programs.programs if planned.name == FIRST)
-    return cfg.mesh, cfg.num_microbatches, cfg.remat, tree_bytes(update.beside)
+        yield (one for changed in group for one in estimated(changed))
 
 
 def measure_until(programs: Programs, place: Topology) -> list[Report]:
     """Reports of the programs, up to the first that does not fit."""
     reports = []
-    for planned in sorted(programs.programs, key=lambda p: p.name != FIRST):
-        reports.append(measure(planned, place))
-        if not reports[-1].fits(place):
+    for report in measure_all(sorted(programs.programs, key=lambda p: p.name != FIRST), place):
+        reports.append(report)
+        if not report.fits(place):
             break
     return reports
 
@@ -149,22 +192,24 @@ def variants(cfg: Any, model: ModelConfig, place: Topology) -> Iterator[Iterator
         shared = heads_are_shared(model.num_heads, model.num_kv_heads, tensor)
         if place.num_chips % tensor == 0 and shared:
             mesh = MeshConfig(data=1, fsdp=place.num_chips // tensor, tensor=tensor)
-            for sampling in samplings(cfg):
-                yield _parts(dataclasses.replace(cfg, mesh=mesh, **sampling))
+            for changed in samplings(dataclasses.replace(cfg, mesh=mesh), place):
+                yield _parts(changed)
         tensor *= 2
 
 
-def samplings(cfg: Any) -> list[dict[str, Any]]:
-    """What stage 2 may do with less memory: sample apart from the update, and fewer rows."""
+def samplings(cfg: Any, place: Topology) -> Iterator[Any]:
+    """The run as it is; and with less memory for sampling: apart from the update, on fewer rows."""
+    yield cfg
     if not hasattr(cfg, "sampling"):
-        return [{}]
-    found: list[dict[str, Any]] = [{}, {"ahead": False}]
+        return
+    if goes_ahead(cfg, place):
+        cfg = dataclasses.replace(cfg, ahead=False)
+        yield cfg
     rows = cfg.sampling.max_rows // 2
     while rows >= cfg.sampling.num_samples:
         fewer = dataclasses.replace(cfg.sampling, max_rows=rows)
-        found.append({"ahead": False, "sampling": fewer})
+        yield dataclasses.replace(cfg, sampling=fewer)
         rows //= 2
-    return found
 
 
 def _parts(cfg: Any) -> Iterator[Any]:
@@ -219,27 +264,41 @@ def least_bytes(planned: Planned, cfg: Any, model: ModelConfig) -> float:
     return arrays + gradients + inputs * tokens_in_part(planned, cfg)
 
 
-def weight_bytes(num_params: int, cfg: Any) -> float:
-    """What weights in all their copies take on a device: moments, gradients, the sampler's."""
-    trained = 4 if cfg.lora is not None else 12 + jnp.dtype(cfg.optim.weights).itemsize
+def weight_bytes(num_params: int, cfg: Any, *, ahead: bool) -> float:
+    """What weights in all their copies take on a device: moments, gradients, the sampler's.
+
+    Args:
+      ahead: the run samples during its updates; else gradients and the sampler's copy take turns.
+    """
     on_device = num_params / (cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.tensor)
+    whole = cfg.lora is None
+    kept = (8 + jnp.dtype(cfg.optim.weights).itemsize if whole else 4) * on_device
+    gradients = 4 * on_device if whole else 0
     if not hasattr(cfg, "sampling"):
-        return trained * on_device
+        return kept + gradients
     behaviour = 4 * on_device
     sampled = jnp.dtype(cfg.dtype).itemsize * num_params / cfg.mesh.tensor
-    return trained * on_device + behaviour + sampled
+    return kept + behaviour + (gradients + sampled if ahead else max(gradients, sampled))
 
 
 def guessed_bytes(planned: Planned, cfg: Any, model: ModelConfig) -> float:
-    """An estimate of a program's peak, good enough to choose what to compile first."""
+    """An estimate of a program's peak, good enough to choose what to compile first.
+
+    Of an update's: what the compiler assigned to four updates of a 7B (LOG.md, 2026-11-27), met
+    within 0.3 GiB.
+    """
     least = least_bytes(planned, cfg, model)
     if planned.name != FIRST:
         return least
     size, tensor = jnp.dtype(cfg.dtype).itemsize, cfg.mesh.tensor
     kept = {"full": 1, "dots": 6, "none": 14}[cfg.remat] * model.num_layers * model.width
-    inside = 16 * model.width + 8 * model.ffn_width / tensor  # one block, computed again
+    inside = 6 * model.width + 3.5 * model.ffn_width / tensor  # one block, computed again
     missing = kept - model.num_layers * model.width / tensor + inside
-    return least + size * missing * tokens_in_part(planned, cfg)
+    trained = jax.tree.leaves(planned.arguments["state"].params)
+    # The weights once more in the computation's type, and a part's gradients beside their sum.
+    of_weight = (size if size < 4 else 0) + (4 if cfg.num_microbatches > 1 else 0)
+    again = of_weight * sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in trained)
+    return least + again + size * missing * tokens_in_part(planned, cfg)
 
 
 def tokens_in_part(planned: Planned, cfg: Any) -> float:

@@ -61,6 +61,7 @@ SLICES = {  # that can be had, the smallest first
     "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8",
 }
 ONE_HOST = 8  # chips of a v5e or v6e slice that hang on one host; larger slices have four on each
+HOST = (2, 2, 1)  # these four, and those of every host of v5p
 HERE = "here"
 
 NAME = re.compile(r"(?:(?P<num>[1-9]\d*)\*)?(?P<chip>\w+):(?P<shape>\d+(?:x\d+){1,2})")
@@ -121,7 +122,7 @@ def _describe(name: str, shape: tuple[int, ...], num_slices: int) -> Any:
     quiet_libtpu()
     from jax.experimental import topologies
 
-    bounds = (*shape, 1) if len(shape) == 2 and math.prod(shape) <= ONE_HOST else (2, 2, 1)
+    bounds = (*shape, 1) if len(shape) == 2 and math.prod(shape) <= ONE_HOST else HOST
     try:
         described = topologies.get_topology_desc(
             name, "tpu", num_slices=num_slices, chips_per_host_bounds=bounds
@@ -129,6 +130,18 @@ def _describe(name: str, shape: tuple[int, ...], num_slices: int) -> Any:
     except RuntimeError as error:
         raise ValueError(f"--topology {name}: {str(error).splitlines()[0]}") from None
     return described.devices
+
+
+def one_host(place: Topology) -> Topology:
+    """The chips of one of a slice's hosts, as a slice of their own.
+
+    A program on some of a slice's chips runs there, but the compiler wants to be told of them all.
+    """
+    if place.num_hosts == 1:
+        return place
+    generation = place.name.split("*")[-1].split(":")[0]
+    shape = HOST if generation == "v5p" else HOST[:2]
+    return tpu_slice(f"{generation}:{'x'.join(map(str, shape))}")
 
 
 def here() -> Topology:

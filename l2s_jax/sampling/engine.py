@@ -175,6 +175,13 @@ class Engine:
             self._placed = sampling_weights(self.policy.model, self._mesh, params)
         return self._placed
 
+    def forget(self) -> None:
+        """Lets go of the weights that `place` made; whoever asks next waits until they are again.
+
+        For whoever needs their memory between two calls more than the moment that they take.
+        """
+        self._given, self._placed = None, {}
+
     def sizes(self, requests: Sequence[Request]) -> Sizes:
         """The shapes of a device's state for a call; refuses a cache beyond the stated bound."""
         cfg, model = self.cfg, self.policy.model

@@ -1,6 +1,6 @@
 """Weights as the sampler reads them.
 
-Lives here: the one program that brings weights from the training layout to the sampler's. Not here:
+Lives here: the programs that bring weights from the training layout to the sampler's. Not here:
 the rules from logical axes to mesh axes (`sharding.py`).
 
 Training cuts weights over fsdp and gathers each layer when it is used; a decode step would gather
@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import Params, abstract_params, unstacked
-from l2s_jax.sharding import shardings
+from l2s_jax.model.decoder import Params, abstract_params, of_layer, unstacked
+from l2s_jax.sharding import settled, shardings
 
 
 def sampling_weights(cfg: ModelConfig, mesh: Mesh, params: Params) -> Params:
@@ -29,26 +30,57 @@ def sampling_weights(cfg: ModelConfig, mesh: Mesh, params: Params) -> Params:
     if source is None or source.shape["tensor"] != mesh.shape["tensor"]:
         source, places = mesh, _of_structure(jax.tree.structure(params), _places(cfg, mesh))
         params = jax.device_put(params, places)
-    prepared = reshard(cfg, source, jax.tree.structure(params))(params)
+    prepared = resharded(cfg, source, params)
     return prepared if source == mesh else jax.tree.map(functools.partial(_onto, mesh), prepared)
 
 
-@functools.lru_cache(maxsize=8)
-def reshard(cfg: ModelConfig, mesh: Mesh, structure: Any) -> jax.stages.Wrapped:
-    """The program that brings weights of `mesh` into the sampler's layout, on that mesh.
+def resharded(cfg: ModelConfig, mesh: Mesh, params: Params) -> Params:
+    """`params` of `mesh` in the sampler's layout, on that mesh.
 
-    Each device casts its own part, and a layer is gathered by itself: beside what comes out there
-    is never more than one layer. Made once for all steps of a run.
+    Beside what comes out there is never more than one layer. One program for all layers would hold
+    each of them twice: a TPU's compiler copies what it has gathered, and does so at the end.
     """
-    places = _of_structure(structure, _places(cfg, mesh))
 
-    def without_layers(place: NamedSharding, _: int) -> NamedSharding:
+    def take(stacked: Params, layer: int) -> Params:
+        program = reshard_layer(cfg, mesh, jax.tree.structure(stacked))
+        return settled(program(stacked, layer), mesh)
+
+    def rest(others: Params) -> Params:
+        return settled(reshard_rest(cfg, mesh, jax.tree.structure(others))(others), mesh)
+
+    return unstacked(cfg, params, take, rest)
+
+
+@functools.lru_cache(maxsize=8)
+def reshard_layer(cfg: ModelConfig, mesh: Mesh, structure: Any) -> jax.stages.Wrapped:
+    """`program(stacked, layer)`: a layer's weights, cast where they lie and then gathered.
+
+    Args:
+      structure: of what is stacked; made once for all steps of a run.
+    """
+
+    def without_layers(place: NamedSharding) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
 
-    def prepare(params: Params) -> Params:
-        return unstacked(cfg, _cast(cfg.compute_dtype, params))
+    def prepare(stacked: Params, layer: Array) -> Params:
+        return _cast(cfg.compute_dtype, of_layer(stacked, layer))
 
-    return jax.jit(prepare, out_shardings=unstacked(cfg, places, without_layers))
+    places = jax.tree.map(without_layers, _places(cfg, mesh)["layers"])
+    return jax.jit(prepare, out_shardings=_if_it_is(places, structure, mesh))
+
+
+@functools.lru_cache(maxsize=8)
+def reshard_rest(cfg: ModelConfig, mesh: Mesh, structure: Any) -> jax.stages.Wrapped:
+    """`program(others)`: the same for what is not stacked over layers."""
+    places = {name: place for name, place in _places(cfg, mesh).items() if name != "layers"}
+    cast = functools.partial(_cast, cfg.compute_dtype)
+    return jax.jit(cast, out_shardings=_if_it_is(places, structure, mesh))
+
+
+def _if_it_is(places: Any, structure: Any, mesh: Mesh) -> Any:
+    """Where a part of the model goes; an adapter's lies whole."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return places if jax.tree.structure(places) == structure else whole
 
 
 def _mesh_of(params: Params) -> Mesh | None:

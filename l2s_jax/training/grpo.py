@@ -242,6 +242,8 @@ def train(cfg: GrpoRun, workdir: pathlib.Path, stop: StopSignal) -> None:
                     raise
                 if cfg.goes_ahead_to(step + 1):
                     ahead.begin(step + 1)
+                else:
+                    gather.engine.forget()  # the update has more use for the memory
                 with clock.part("score"):
                     batch, gap = others.score(place_batch(gathered.batch, places))
                 with clock.part("update"):

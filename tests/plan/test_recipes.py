@@ -23,7 +23,7 @@ CLAIMS = {path.name: found for path in sorted(CONFIGS.glob("*.py")) if (found :=
 
 def test_a_header_that_names_a_slice_is_read():
     assert set(CLAIMS) == {p.name for p in CONFIGS.glob("*.py") if "Smallest:" in p.read_text()}
-    assert CLAIMS["grpo_qwen2_5_7b.py"][1][0] == "mesh.fsdp=2"
+    assert CLAIMS["grpo_qwen2_5_7b.py"][1][0] == "mesh.fsdp=4"
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -4,15 +4,25 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import pytest
 
 from l2s_jax.cli import recipes
 from l2s_jax.cli.main import main
 from l2s_jax.config import load_config, override
 from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.decoder import abstract_params
 from l2s_jax.plan.compiled import measure
-from l2s_jax.plan.programs import programs_of
-from l2s_jax.plan.search import differences, least_bytes, num_rows, variants, worth_compiling
+from l2s_jax.plan.programs import goes_ahead, programs_of
+from l2s_jax.plan.search import (
+    candidates,
+    differences,
+    least_bytes,
+    num_rows,
+    on_slice,
+    variants,
+    weight_bytes,
+)
 from l2s_jax.plan.subject import subject_of
 from l2s_jax.plan.topologies import Chip, here
 from l2s_jax.sharding import MeshConfig
@@ -84,10 +94,42 @@ def test_the_least_is_below_what_the_compiler_finds():
 def test_what_cannot_fit_is_not_compiled():
     cfg = tiny()
     subject = subject_of(cfg, RECIPE)
-    likely, nearest, least = worth_compiling(cfg, subject, with_memory(1000))
-    assert not likely and nearest is None and least > 1000
-    likely, _, _ = worth_compiling(cfg, subject, with_memory(2**30))
-    assert next(differences(cfg, changed) for changed, _ in likely) == {"mesh.fsdp": "8"}
+    small = [one for group in candidates(cfg, subject, with_memory(1000)) for one in group]
+    assert small and all(one.programs is None and one.least > 1000 for one in small)
+    said = []
+    assert not list(on_slice(cfg, subject, with_memory(1000), said.append))
+    assert len(said) == 1 and "at the least; not compiled" in said[0]
+    first = next(next(candidates(cfg, subject, with_memory(2**30))))
+    assert first.guess() <= 2**30 and differences(cfg, first.cfg) == {"mesh.fsdp": "8"}
+
+
+def test_more_parts_are_tried_where_the_estimate_was_too_low():
+    cfg, devices = tiny(row_length=512), here().devices[:1]
+    subject = subject_of(cfg, RECIPE)
+
+    place = dataclasses.replace(here(), devices=devices)
+    guess = next(next(candidates(cfg, subject, place))).guess()
+    place = dataclasses.replace(with_memory(int(guess) + 1), devices=devices)
+    tried = [one for one, _ in on_slice(cfg, subject, place, lambda _: None)]
+    assert [one.fits for one in tried] == [False, True]  # a CPU's temporaries are more than a TPU's
+    parts = [int(one.settings.get("num_microbatches", 1)) for one in tried]
+    assert parts[0] == 1 < parts[1]
+
+
+@pytest.mark.parametrize(("ahead", "tensor"), [(True, 1), (False, 1), (True, 2)])
+def test_weights_alone_are_less_than_all_arrays(ahead, tensor):
+    """A mesh is left out by them before anything is traced."""
+    path, place = CONFIGS / "grpo_qwen2_5_0p5b.py", here()
+    mesh = MeshConfig(data=1, fsdp=8 // tensor, tensor=tensor)
+    cfg = dataclasses.replace(load_config(path), ahead=ahead, mesh=mesh)
+    subject = subject_of(cfg, path)
+    ahead = goes_ahead(cfg, place)
+    assert ahead == (cfg.ahead and tensor == 1)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(subject.model)))
+    weights = weight_bytes(num_params, cfg, ahead=ahead)
+    programs = programs_of(cfg, subject, place).programs
+    least = max(least_bytes(planned, cfg, subject.model) for planned in programs)
+    assert 0.5 * least < weights <= least
 
 
 def test_recipes_are_known_from_shapes():

@@ -9,8 +9,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2s_jax.plan.compiled import measure
-from l2s_jax.plan.programs import Planned
-from l2s_jax.plan.topologies import CHIPS, SLICES, here, slices, topology
+from l2s_jax.plan.programs import Planned, programs_of
+from l2s_jax.plan.subject import Subject
+from l2s_jax.plan.topologies import CHIPS, SLICES, here, one_host, slices, topology
+from l2s_jax.sharding import MeshConfig
+from tests.training.stage2 import POLICY, grpo_run
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: the extra plan"
@@ -53,6 +56,34 @@ def test_slices_that_need_not_exist(name, chips, hosts):
     found = topology(name)
     assert (found.num_chips, found.num_hosts) == (chips, hosts)
     assert {device.platform for device in found.devices} == {"tpu"}
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "name, host", [("v5e:4x8", "v5e:2x2"), ("2*v5p:2x2x4", "v5p:2x2x1"), ("v6e:2x4", "v6e:2x4")]
+)
+def test_one_of_a_slices_hosts(name, host):
+    place = topology(name)
+    found = one_host(place)
+    of_first = [device for device in place.devices if device.process_index == 0]
+    assert (found.name, found.num_hosts, found.chip) == (host, 1, place.chip)
+    assert found.num_chips == len(of_first)
+
+
+@needs_libtpu
+def test_a_host_of_several_samples_by_itself(tmp_path, monkeypatch):
+    """The compiler takes a program for all chips of a slice, and none for some of them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cfg = grpo_run(mesh=MeshConfig(data=1, fsdp=8, tensor=2), dtype="bfloat16")
+    place = topology("v5e:4x4")
+    made = programs_of(cfg, Subject(policy=POLICY), place).programs
+    sampling = {planned.name: planned for planned in made if planned.mesh.size < place.num_chips}
+    assert set(sampling) == {"sampler begins", "prefill", "decode"}
+    assert {planned.mesh.shape["tensor"] for planned in sampling.values()} == {2}
+    report = measure(sampling["decode"], place)
+    assert report.fits(place) and report.cost is not None and report.cost.flops > 0
+    [update] = (planned for planned in made if planned.name == "update")
+    assert set(update.beside) == {"behaviour"}  # nothing is sampled meanwhile
 
 
 def product(size, num_chips, place):

@@ -1,6 +1,8 @@
 """The sampler against the training forward, and against itself however it is asked."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +236,19 @@ def test_other_weights_for_one_call():
     again = dataclasses.replace(policy, params=other)
     same_draws(changed, sample(requests, again))
     same_draws(engine.sample(requests, jax.random.key(KEY)), sample(requests))
+
+
+def test_weights_that_are_forgotten_are_made_again():
+    engine, requests = make_engine(), make_requests()
+    first = engine.sample(requests, jax.random.key(KEY))
+    placed = engine.place(engine.policy.params)
+    assert engine.place(engine.policy.params) is placed
+    kernel = weakref.ref(placed["layer_0"]["mlp"]["up_proj"]["kernel"])
+    engine.forget()
+    del placed
+    gc.collect()
+    assert kernel() is None
+    same_draws(engine.sample(requests, jax.random.key(KEY)), first)
 
 
 def test_rollouts_come_once_and_some_while_others_go_on():

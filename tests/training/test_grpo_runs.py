@@ -1,8 +1,10 @@
 """Whole runs of stage 2: work ahead, compiled programs, log-probs of other policies."""
 
 import dataclasses
+import gc
 import json
 import threading
+import weakref
 
 import jax
 import numpy as np
@@ -85,6 +87,33 @@ def test_what_is_made_ahead_changes_no_number(fixed):
     assert_trees_equal(load_policy(ahead).params, load_policy(behind).params)
     moved = load_policy(ahead).params["embed"]["embedding"] - POLICY.params["embed"]["embedding"]
     assert np.abs(moved).max() > 1e-3
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_samplers_weights_make_room_for_an_update(taught, tmp_path, monkeypatch, ahead):
+    """They are needed during it only where the next step is sampled meanwhile."""
+    placed, left = [], []
+
+    def place(engine, params):
+        weights = make(engine, params)
+        placed.append(weakref.ref(weights["layer_0"]["mlp"]["up_proj"]["kernel"]))
+        return weights
+
+    def spied(*_):
+        optimizer, places, step = program(*_)
+
+        def update(state, batch):
+            gc.collect()
+            left.append(any(kernel() is not None for kernel in placed))
+            return step(state, batch)
+
+        return optimizer, places, update
+
+    program, make = grpo.program_of, Engine.place
+    monkeypatch.setattr(grpo, "program_of", spied)  # to look, not to change
+    monkeypatch.setattr(Engine, "place", place)
+    run(config(taught, ahead=ahead, num_steps=3), tmp_path / "run")
+    assert left == [ahead, ahead, False]  # nothing comes after the last
 
 
 def test_refreshes_are_waited_for(taught, tmp_path):
