@@ -39,6 +39,7 @@ EMPTY, PENDING, RUNNING, DONE = range(4)
 
 ROWS = BATCH  # rows, prompts and jobs are cut over the mesh's data axes
 WHOLE = PartitionSpec()
+PLAIN = Draw(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 # Rows are cut by hand over these axes; heads and vocabulary over the others, by the compiler.
 DATA_AXES = {"data", "fsdp"}
 
@@ -259,8 +260,12 @@ def _of(values_J: Array, seat_B: Int[Array, " B"]) -> Array:
 
 
 def jobs_of(state: LoopState) -> Jobs:
-    """What each row's job asks for [B]; an idle row gets some other's."""
-    return jax.tree.map(lambda values_J: _of(values_J, state.prompts.seat), state.jobs)
+    """What each row's job asks for [B]; an idle row gets some other's, and a plain draw.
+
+    One row that truncates makes all of them search: an idle one must not.
+    """
+    jobs = jax.tree.map(lambda values_J: _of(values_J, state.prompts.seat), state.jobs)
+    return dataclasses.replace(jobs, draw=where_rows(state.active, jobs.draw, PLAIN))
 
 
 def free_rows(state: LoopState, ended_B: Bool[Array, " B"]) -> LoopState:

@@ -18,6 +18,7 @@ from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.sampling.requests import Knobs, Request, SamplingConfig
 from l2s_jax.sampling.serve import Sizes
+from l2s_jax.sampling.state import jobs_of
 from l2s_jax.sampling.weights import sampling_weights
 from l2s_jax.sharding import MeshConfig, make_mesh, shardings
 from tests.sampling.test_engine import (
@@ -124,13 +125,13 @@ def long_engine(max_rows):
 
 def test_rows_are_given_up_as_work_runs_out():
     requests, key = long_requests(24), jax.random.key(KEY)
-    engine = long_engine(32)
+    engine = long_engine(16)
     rollouts = engine.sample(requests, key)
     budgets = [knob.max_new_tokens for request in requests for knob in request.knobs]
     assert [r.num_tokens for r in rollouts] == budgets
-    same_draws(rollouts, long_engine(16).sample(requests, key))
+    same_draws(rollouts, long_engine(4).sample(requests, key))  # so few are never given up
     assert loop.shrink._cache_size() > 0
-    full = 32 * engine.served.steps  # row-steps without giving any up
+    full = 16 * engine.served.steps  # row-steps without giving any up
     assert engine.served.row_steps < full
     assert engine.served.wasted_fraction < 0.2 < 1 - engine.served.tokens / full
 
@@ -138,23 +139,23 @@ def test_rows_are_given_up_as_work_runs_out():
 def test_thoughts_are_kept_when_rows_are_given_up():
     """The bound of a thought that began in the large batch holds in the small one."""
     thought = ThoughtConfig(ends=(31,), closing=(30, 31), max_tokens=150)
-    cfg = dataclasses.replace(long_engine(32).cfg, thought=thought, banned_ids=(31,))
+    cfg = dataclasses.replace(long_engine(16).cfg, thought=thought, banned_ids=(31,))
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     requests, key = long_requests(24), jax.random.key(KEY)
     engine = Engine(roomy_policy(), cfg, one)
     rollouts = engine.sample(requests, key)
-    assert engine.served.row_steps < 32 * engine.served.steps
-    whole = Engine(roomy_policy(), dataclasses.replace(cfg, max_rows=96), one)
-    same_draws(rollouts, whole.sample(requests, key))
+    assert engine.served.row_steps < 16 * engine.served.steps
+    never = Engine(roomy_policy(), dataclasses.replace(cfg, max_rows=4), one)
+    same_draws(rollouts, never.sample(requests, key))
     closed = [r for r in rollouts if r.num_tokens > 152]
     assert closed and all(r.token_ids[150:152].tolist() == [30, 31] for r in closed)
 
 
 def test_declared_row_sizes_are_all_that_is_compiled():
-    engine, key = long_engine(32), jax.random.key(KEY)
+    engine, key = long_engine(16), jax.random.key(KEY)
     engine.sample(long_requests(24), key)
-    sizes = Sizes(rows=32, group=4, prompts=24, width=16, max_tokens=200, stops=(1, 1))
-    assert sizes.row_sizes == [32, 24, 16, 12, 8, 4]
+    sizes = Sizes(rows=16, group=4, prompts=16, width=16, max_tokens=200, stops=(1, 1))
+    assert sizes.row_sizes == [16, 12, 8, 4]
     before = loop.run._cache_size()
     for seed in range(1, 4):
         engine.sample(long_requests(24, seed), jax.random.key(seed))
@@ -163,6 +164,16 @@ def test_declared_row_sizes_are_all_that_is_compiled():
     for seed in range(4, 7):
         engine.sample(long_requests(24, seed), jax.random.key(seed))
     assert loop.run._cache_size() <= max(programs, before + len(sizes.row_sizes) - 1)
+
+
+def test_idle_rows_draw_plainly():
+    """One row that is greedy or truncates makes the search over the vocabulary that of all."""
+    sizes = Sizes(rows=8, group=4, prompts=6, width=32, max_tokens=14, stops=(1, 1))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    draw = jobs_of(load.begin(random_policy().model, mesh, sizes.as_static())).draw
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    for name, value in plain.items():
+        assert getattr(draw, name).tolist() == [value] * 8
 
 
 def test_every_completion_has_its_own_knobs():
