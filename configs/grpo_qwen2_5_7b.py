@@ -3,10 +3,10 @@
 l2s grpo --config configs/grpo_qwen2_5_7b.py --workdir runs/grpo_qwen2_5_7b
 Elsewhere: --set model=WORKDIR_OF_STAGE_1 --set problems.path=PROBLEMS.jsonl.
 Smallest: v6e:2x4 with --set mesh.fsdp=4 mesh.tensor=2 num_microbatches=16
-28.35 of 31.25 GiB a chip. The smallest v5e slice is 4x4 with --set mesh.fsdp=4 mesh.tensor=4
-num_microbatches=32 sampling.max_rows=32: 14.34 of 15.75 GiB. Both were compiled; smaller slices
-cannot hold the arrays (35.5 GiB a chip on four, 17.7 on eight). As it stands its arrays take more
-than a v6e-8 has, since every chip keeps the sampler's weights whole.
+Smallest: v5e:4x4 with --set mesh.fsdp=4 mesh.tensor=4 num_microbatches=32 sampling.max_rows=32
+28.35 of 31.25 GiB a chip, and 14.34 of 15.75, both compiled; smaller slices cannot hold the arrays
+(35.5 GiB a chip on four, 17.7 on eight). As it stands its arrays take more than a v6e-8 has, since
+every chip keeps the sampler's weights whole.
 Hardware, time and result: not run.
 
 From the paper: binary correctness, clip 0.2, the SFT policy as behaviour policy. Sources disagree

@@ -3,8 +3,9 @@
 l2s sft --config configs/sft_qwen2_5_7b.py --workdir runs/sft_qwen2_5_7b
 Elsewhere: --set model=FOLDER --set data.path=WORKDIR_OF_THE_CURATION.
 Smallest: v6e:2x4
-25.3 of 31.25 GiB a chip. The smallest v5e slice is 4x4 with --set mesh.fsdp=8 mesh.tensor=2: 14.6
-of 15.75 GiB. Both were compiled, as were v6e:2x2 and v5e:2x4, which the compiler refuses.
+Smallest: v5e:4x4 with --set mesh.fsdp=8 mesh.tensor=2
+25.3 of 31.25 GiB a chip, and 14.6 of 15.75. Both were compiled, as were v6e:2x2 and v5e:2x4, which
+the compiler refuses.
 Hardware, time and result: not run.
 
 From the paper: the layout. Inferred from its 1,551 steps: three epochs, 32 items a step, about 1 %

@@ -266,7 +266,9 @@ class Sampler:
         held = {"sampler weights": self.params, "sampler state": self.state}
         prompts = [self._longest] * self._load.lengths.shape[0]
         written = [self._longest + self._max_tokens] * self._rows
-        forward = training_flops(self._model, prompts) / 3
+        # A prompt's logits are taken at its last token alone.
+        unread = 2 * self._model.width * self._model.vocab_size * (sum(prompts) - len(prompts))
+        forward = training_flops(self._model, prompts) / 3 - unread
         return [
             Planned(
                 name="sampler begins",

@@ -3,6 +3,7 @@
 What the compiler says of them takes minutes: `make plan-recipes`.
 """
 
+import collections
 import dataclasses
 import math
 import pathlib
@@ -10,7 +11,7 @@ import pathlib
 import jax
 import pytest
 
-from benchmarks.plan_recipes import claim
+from benchmarks.plan_recipes import claims
 from l2s_jax.config import load_config, override
 from l2s_jax.plan.programs import programs_of
 from l2s_jax.plan.search import least_bytes
@@ -18,17 +19,20 @@ from l2s_jax.plan.subject import subject_of
 from l2s_jax.plan.topologies import CHIPS, NAME, here
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-CLAIMS = {path.name: found for path in sorted(CONFIGS.glob("*.py")) if (found := claim(path))}
+CLAIMS = [(path.name, *claim) for path in sorted(CONFIGS.glob("*.py")) for claim in claims(path)]
 
 
 def test_a_header_that_names_a_slice_is_read():
-    assert set(CLAIMS) == {p.name for p in CONFIGS.glob("*.py") if "Smallest:" in p.read_text()}
-    assert CLAIMS["grpo_qwen2_5_7b.py"][1][0] == "mesh.fsdp=4"
+    claimed = {path.name: path.read_text().count("Smallest:") for path in CONFIGS.glob("*.py")}
+    assert {name: n for name, n in claimed.items() if n} == collections.Counter(
+        name for name, *_ in CLAIMS
+    )
+    settings = ["mesh.fsdp=4", "mesh.tensor=2", "num_microbatches=16"]
+    assert ("grpo_qwen2_5_7b.py", "v6e:2x4", settings) in CLAIMS
 
 
-@pytest.mark.parametrize("name", CLAIMS)
-def test_arrays_fit_the_slice_that_a_header_claims(name):
-    where, assignments = CLAIMS[name]
+@pytest.mark.parametrize(("name", "where", "assignments"), CLAIMS)
+def test_arrays_fit_the_slice_that_a_header_claims(name, where, assignments):
     named = NAME.fullmatch(where)
     assert named is not None and named["num"] is None
     num_chips = math.prod(map(int, named["shape"].split("x")))

@@ -101,10 +101,13 @@ def test_symbolic_path(verifier):
 
 def test_a_worker_that_dies_is_replaced(verifier):
     assert verifier.equivalent_many([("x+1", "1+x")])[0].equivalent
-    for worker in verifier._pool.workers:
-        worker.process.kill()
-        worker.process.wait()
+    killed = [worker.process for worker in verifier._pool.workers if worker.ready]
+    assert killed
+    for process in killed:
+        process.kill()
+        process.wait()
     assert verifier.equivalent_many([("x+2", "2+x")])[0].equivalent
+    assert not {worker.process.pid for worker in verifier._pool.workers} & {p.pid for p in killed}
 
 
 def test_signals_to_the_whole_group_leave_workers_at_work(verifier):
