@@ -121,7 +121,7 @@ def of_sft(cfg: SftRun, subject: Subject, topology: Topology) -> Programs:
         )
     ]
     if cfg.validation is not None:
-        score = sft.scorer(model, mesh, ids)
+        score = sft.scorer(model, mesh, ids, cfg.num_microbatches)
         programs.append(
             Planned(
                 name="validation",

@@ -1,7 +1,7 @@
-"""Gradients of a batch that is too large to go through the model at once.
+"""A batch that is too large to go through the model at once.
 
-Lives here: `gradients`, which cuts a batch by rows (`cut_rows`) and adds up what the parts give.
-Not here: the step around it (`training/step.py`), which rollouts share a part
+Lives here: `gradients` and `metrics_of`, which cut a batch by rows (`cut_rows`) and add up what the
+parts give. Not here: the step around it (`training/step.py`), which rollouts share a part
 (`training/rollouts.py`).
 
 A loss is a sum over its rows divided by counts over the whole step, and these counts are scalars
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from l2s_jax.model.decoder import Params
@@ -32,10 +32,7 @@ def gradients(loss_fn: Loss, params: Params, batch: Any, places: TrainState, num
     """Returns (loss, metrics, gradients) of the whole batch in float32, `num` parts in turn."""
     if num == 1:
         return _of_part(loss_fn, params, batch)
-    parts = jax.tree.map(lambda array: cut_rows(array, places, num), batch)
-
-    def part(index: Any) -> Any:
-        return jax.tree.map(lambda array: array[index] if array.ndim else array, parts)
+    part = _parts(batch, places.step.mesh, num)
 
     def add(sums: Sums, index: Any) -> tuple[Sums, None]:
         loss, metrics, grads = _of_part(loss_fn, params, part(index))
@@ -52,19 +49,37 @@ def gradients(loss_fn: Loss, params: Params, batch: Any, places: TrainState, num
     return jax.lax.scan(add, start, jnp.arange(num))[0]
 
 
+def metrics_of(loss_fn: Loss, params: Params, batch: Any, mesh: Mesh, num: int) -> Metrics:
+    """What the loss tells of the whole batch, in float32, `num` parts in turn; no gradients."""
+    part = _parts(batch, mesh, num)
+
+    def of_part(index: Any) -> Metrics:
+        _, metrics = loss_fn(params, part(index))
+        return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    told = jax.lax.map(of_part, jnp.arange(num))
+    return {name: (jnp.max if _is_maximum(name) else jnp.sum)(told[name]) for name in told}
+
+
 def _of_part(loss_fn: Loss, params: Params, batch: Any) -> Sums:
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
     in_float32 = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), (metrics, grads))
     return jnp.asarray(loss, jnp.float32), *in_float32
 
 
-def cut_rows(array: Array, places: TrainState, num: int) -> Array:
+def _parts(batch: Any, mesh: Mesh, num: int) -> Callable[[Any], Any]:
+    """A function of a part's number."""
+    parts = jax.tree.map(lambda array: cut_rows(array, mesh, num), batch)
+    return lambda index: jax.tree.map(lambda array: array[index] if array.ndim else array, parts)
+
+
+def cut_rows(array: Array, mesh: Mesh, num: int) -> Array:
     """[B, ...] as [num, B / num, ...], each part spread over the mesh as the whole was."""
     if not array.ndim:
         return array
     parts = array.reshape(num, -1, *array.shape[1:])
     others = [PartitionSpec.UNCONSTRAINED] * (array.ndim - 1)
-    spread = NamedSharding(places.step.mesh, PartitionSpec(None, *BATCH, *others))
+    spread = NamedSharding(mesh, PartitionSpec(None, *BATCH, *others))
     return jax.lax.with_sharding_constraint(parts, spread)
 
 

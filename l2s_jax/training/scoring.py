@@ -109,7 +109,7 @@ class Scorer:
         self._weights = shardings(abstract_params(model), self._mesh)
 
         def score(params: Params, batch: RolloutBatch) -> Float[Array, "B T"]:
-            parts = jax.tree.map(lambda array: cut_rows(array, places, num_microbatches), batch)
+            parts = jax.tree.map(lambda x: cut_rows(x, self._mesh, num_microbatches), batch)
 
             def of_part(index: Any) -> Float[Array, "B T"]:
                 part = jax.tree.map(lambda array: array[index] if array.ndim else array, parts)

@@ -52,6 +52,7 @@ from l2s_jax.training.guard import Guard
 from l2s_jax.training.hosts import Vote
 from l2s_jax.training.logp import target_logp
 from l2s_jax.training.metrics import LogConfig, RunLog
+from l2s_jax.training.microbatches import metrics_of
 from l2s_jax.training.optim import OptimConfig, make_optimizer, schedule
 from l2s_jax.training.policy import describe_policy, load_policy
 from l2s_jax.training.retention import KeepConfig
@@ -231,7 +232,7 @@ def train(cfg: SftRun, workdir: pathlib.Path, stop: StopSignal) -> None:
     validation = None
     if cfg.validation is not None:
         held = in_turn(held_out, row_length=cfg.row_length, batch_rows=cfg.batch_rows)
-        score = scorer(decoder, mesh, ids)
+        score = scorer(decoder, mesh, ids, cfg.num_microbatches)
         validation = Validation(cfg.validation, list(held), len(held_out), score, workdir)
     with (
         Checkpoints(workdir, cfg=cfg, keep=cfg.keep) as checkpoints,
@@ -375,10 +376,14 @@ def program(
 
 
 @functools.lru_cache(maxsize=4)
-def scorer(model: ModelConfig, mesh: Mesh, ids: RouteIds | None) -> Score:
+def scorer(model: ModelConfig, mesh: Mesh, ids: RouteIds | None, num_microbatches: int) -> Score:
     """The loss's metrics on a batch, compiled, without an update."""
     loss = loss_of(model, ids, attend_on(mesh), mesh)
-    return jax.jit(lambda trained, frozen, batch: loss(join(trained, frozen), batch)[1])
+
+    def score(trained: Params, frozen: Params, batch: Batch) -> Metrics:
+        return metrics_of(loss, join(trained, frozen), batch, mesh, num_microbatches)
+
+    return jax.jit(score)
 
 
 def adapter_record(cfg: SftRun, base: Policy) -> AdapterRecord:

@@ -22,7 +22,7 @@ from l2s_jax.training.grpo import loss_of as policy_loss_of
 from l2s_jax.training.microbatches import gradients
 from l2s_jax.training.optim import OptimConfig, make_optimizer
 from l2s_jax.training.rollouts import build_batch
-from l2s_jax.training.sft import batch_hidden
+from l2s_jax.training.sft import batch_hidden, scorer
 from l2s_jax.training.sft import loss_of as sft_loss_of
 from l2s_jax.training.state import TrainState, state_shardings
 from l2s_jax.training.step import place_batch
@@ -104,6 +104,19 @@ def whole_sft():
 def test_stage_1_is_the_same_however_it_is_cut(name, num):
     loss = sft_loss_of(WORDS, None, *cut_over(name))
     assert_same(made(loss, sft_batch(), name, num), whole_sft())
+
+
+@pytest.mark.parametrize(("name", "num"), [("one", 1), ("one", 4), ("all axes", 2)])
+def test_a_validation_tells_what_a_step_would(name, num):
+    """The same metrics, without the gradients."""
+    places = places_of(name)
+    score = scorer(WORDS, places.step.mesh, None, num)
+    put = jax.device_put(params(), places.params)
+    got = jax.device_get(score(put, {}, place_batch(sft_batch(), places)))
+    _, want, _ = whole_sft()
+    assert set(got) == set(want)
+    for metric, value in want.items():
+        np.testing.assert_allclose(got[metric], value, rtol=1e-5, atol=1e-5, err_msg=metric)
 
 
 def test_blocks_are_the_same_as_all_logits_at_once():
