@@ -2,7 +2,8 @@
 from configs/sft_qwen2_5_0p5b.py.
 
 l2s grpo --config configs/grpo_qwen2_5_0p5b.py --workdir runs/grpo_qwen2_5_0p5b
-Meant for: v5e-8. Hardware, time and result: not run.
+Smallest: v5e:1x1 with --set mesh.fsdp=1 num_microbatches=32 ahead=false sampling.max_rows=32
+14.82 of 15.75 GiB by the compiler; meant for v5e-8. Hardware, time and result: not run.
 Not a model of the paper: all but the loss is ours.
 """
 

@@ -1,7 +1,8 @@
 """Stage 1 of configs/sft_qwen2_5_7b.py for Qwen2.5-3B-Instruct.
 
 l2s sft --config configs/sft_qwen2_5_3b.py --workdir runs/sft_qwen2_5_3b
-Meant for: v6e-8 or v5p-8. Hardware, time and result: not run.
+Smallest: v5e:2x4 with --set mesh.fsdp=8
+14.65 of 15.75 GiB by the compiler; meant for v6e-8 or v5p-8. Hardware, time and result: not run.
 The paper's first version has this model too; its hyper-parameters are as unknown.
 """
 
