@@ -2,7 +2,8 @@
 from configs/sft_qwen2_5_1p5b.py.
 
 l2s grpo --config configs/grpo_qwen2_5_1p5b.py --workdir runs/grpo_qwen2_5_1p5b
-Meant for: v5e-8. Hardware, time and result: not run.
+Smallest: v5e:2x2 with --set mesh.fsdp=4 ahead=false
+14.91 of 15.75 GiB by the compiler; meant for v5e-8. Hardware, time and result: not run.
 Not a model of the paper: all but the loss is ours.
 """
 

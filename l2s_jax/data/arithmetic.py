@@ -78,6 +78,12 @@ class ArithmeticProblems:
             raise ValueError(
                 f"ArithmeticProblems.num_per_level={self.num_per_level}: must be at least 1."
             )
+        deepest = NUM_JUMPS * len(JUMP_SUCCESS)
+        if not self.levels or not all(1 <= level <= deepest for level in self.levels):
+            raise ValueError(
+                f"ArithmeticProblems.levels={self.levels}: a level is a number of operations, 1 to"
+                f" {deepest}. Name one at least."
+            )
         for level in self.levels:
             # A fifth of all is for testing; the slack keeps drawing without repeats quick.
             percent = 15 if self.split == "test" else 75

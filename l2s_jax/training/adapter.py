@@ -50,9 +50,11 @@ class AdapterRecord:
 def base_digest(policy: Policy) -> str:
     """A fingerprint of shape and weights: every leaf is looked at, few of its values are.
 
-    Two models of one shape differ in nearly every value, so that a few tell them apart.
+    Two models of one shape differ in nearly every value, so that a few tell them apart. How a run
+    computes is no part of the shape.
     """
-    sha = hashlib.sha256(json.dumps(to_json(policy.model), sort_keys=True).encode())
+    shape = dataclasses.replace(policy.model, dtype="float32", remat="none")
+    sha = hashlib.sha256(json.dumps(to_json(shape), sort_keys=True).encode())
     for path, leaf in sorted(flatten(policy.params).items()):
         some = leaf[tuple(slice(None, None, max(1, size // PER_AXIS)) for size in leaf.shape)]
         sha.update(f"{path} {leaf.shape}".encode())

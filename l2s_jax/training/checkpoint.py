@@ -96,7 +96,8 @@ class Checkpoints:
         if step == self._newest:
             return
         record = dict(record or {})
-        self._keep.check(record.get("metrics", {}))
+        if self._newest is None:  # a wrong name shows at once; later a step may lack a right one
+            self._keep.check(record.get("metrics", {}))
         parts = _parts(state) | ({} if behaviour is None else {BEHAVIOUR: behaviour})
         # Begun before the next step takes the state's buffers, fetched when all is written.
         words = zip(by_path(parts).items(), _digests(parts), strict=True)

@@ -325,6 +325,7 @@ class Gatherer:
             "accuracy": np.mean(correct),
             "tokens": np.mean(tokens),
             "truncated": np.mean([r.finish_reason == "length" for r in rows]),
+            "non_finite": np.mean([r.finish_reason == "non_finite" for r in rows]),
             "no_route": np.mean([r.route == "none" for r in rows]),
         }
         modes = group_modes(self.source, self._group)

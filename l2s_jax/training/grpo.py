@@ -122,12 +122,7 @@ class GrpoRun:
                 f"GrpoRun.save_every={self.save_every} is no multiple of refresh_every="
                 f"{self.refresh_every}: a resumed run would not know the sampler's weights."
             )
-        if self.sampling.temperature == 0 or self.sampling.top_p < 1:
-            raise ValueError(
-                f"GrpoRun.sampling: temperature={self.sampling.temperature}, top_p="
-                f"{self.sampling.top_p}. Ratios need draws from the whole policy: set a"
-                " temperature above 0 and top_p=1."
-            )
+        check_whole(self.sampling)
         if self.sampling.num_samples < 2:
             raise ValueError(
                 "GrpoRun.sampling.num_samples=1: a rollout alone has no group to be compared with."
@@ -166,6 +161,25 @@ def run(cfg: GrpoRun, workdir: str | pathlib.Path) -> None:
     """
     with StopSignal() as stop:
         train(cfg, pathlib.Path(workdir), stop)
+
+
+def check_whole(sampling: SamplingConfig) -> None:
+    """Refuses draws from a part of the policy: the ratios' old log-probs are those of the whole."""
+    thought = sampling.thought
+    cuts = {
+        "temperature": sampling.temperature == 0,
+        "top_k": sampling.top_k > 0,
+        "top_p": sampling.top_p < 1,
+        "min_p": sampling.min_p > 0,
+        "banned_ids": bool(sampling.banned_ids),
+        "thought": thought is not None and thought.stop_tau != 1,
+    }
+    found = [f"{name}={getattr(sampling, name)}" for name, cut in cuts.items() if cut]
+    if found:
+        raise ValueError(
+            f"GrpoRun.sampling: {', '.join(found)}. Ratios need draws from the whole policy: set a"
+            " temperature above 0, top_k=0, top_p=1, min_p=0, no banned_ids, thought.stop_tau=1."
+        )
 
 
 def train(cfg: GrpoRun, workdir: pathlib.Path, stop: StopSignal) -> None:

@@ -23,7 +23,7 @@ from l2s_jax.data.mixing import Mix
 from l2s_jax.model.lora import join, merge
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
-from l2s_jax.sampling.requests import SamplingConfig, ask
+from l2s_jax.sampling.requests import SamplingConfig, ask, check_requests
 from l2s_jax.training.hosts import joined, share
 from l2s_jax.training.rollouts import judge
 from l2s_jax.training.state import TrainState
@@ -99,10 +99,15 @@ class Pilot:
         self._cfg = cfg
         problems = problems[: cfg.num_problems]
         self._references = {problem.id: problem.answer for problem in problems}
-        self._requests = share(ask(problems, policy.tokenizer))
         sampling = SamplingConfig(
             temperature=0.0, max_new_tokens=cfg.max_new_tokens, max_rows=cfg.max_rows
         )
+        requests, model = ask(problems, policy.tokenizer), policy.model
+        # Of all hosts, and now: a measurement is hundreds of steps away.
+        check_requests(
+            requests, sampling, vocab_size=model.vocab_size, max_positions=model.max_positions
+        )
+        self._requests = share(requests)
         self._engine = Engine(policy, sampling, mesh)
         self._verifier, self._stop = verifier, stop
 
@@ -131,5 +136,9 @@ class Pilot:
             correct = judge(rollouts, self._references, self._verifier)
             return [(ok, r.num_tokens) for ok, r in zip(correct, rollouts, strict=True)]
 
-        correct, tokens = zip(*joined(self._stop.together(answer)), strict=True)
+        try:
+            found = joined(self._stop.together(answer))
+        finally:
+            self._engine.forget()  # the updates need the memory
+        correct, tokens = zip(*found, strict=True)
         return float(np.mean(correct)), float(np.mean(tokens))

@@ -264,12 +264,13 @@ def train(cfg: SftRun, workdir: pathlib.Path, stop: StopSignal) -> None:
                 if pilot is not None and pilot.is_due(step):
                     try:
                         with stop.interruptible():
-                            mix, told = pilot.reweigh(mix, state)
+                            measured = pilot.reweigh(mix, state)
                     except Stopped:
                         if step > begin:  # a resumed run measures again, the same
                             guard.settle()
                             checkpoints.save(state, record_of(metrics, looked, step, mix))
                         raise
+                    mix, told = measured
                 batch, mix = batches.draw(step, mix)
                 # The update.
                 vote.cast(stop.asked)
@@ -320,6 +321,7 @@ def make_pilot(
     problems = [problem for problem in cfg.data.problems() if problem.id in ids]
     verifier = Verifier(cfg.mixing.num_workers, cfg.mixing.verify_seconds)
     mesh = host_mesh(make_mesh(cfg.mesh))
+    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, dtype=cfg.dtype))
     return Pilot(cfg.mixing, policy, problems, stack.enter_context(verifier), stop, mesh)
 
 

@@ -77,6 +77,12 @@ def test_more_problems_than_there_are_is_refused(split, number):
         ArithmeticProblems(num_per_level=0)
 
 
+@pytest.mark.parametrize("levels", [(), (0,), (3, 10)])
+def test_levels_that_no_teacher_can_answer_are_refused(levels):
+    with pytest.raises(ValueError, match=r"ArithmeticProblems\.levels=.*1 to 9"):
+        ArithmeticProblems(num_per_level=1, levels=levels)
+
+
 def test_the_long_teacher_shows_every_step_and_checks(teachers):
     for problem in teachers.load():
         trace = teachers.long(problem)

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import math
 import pathlib
+import re
 
 import jax
 import pytest
@@ -29,6 +30,13 @@ def test_a_header_that_names_a_slice_is_read():
     )
     settings = ["mesh.fsdp=4", "mesh.tensor=2", "num_microbatches=16"]
     assert ("grpo_qwen2_5_7b.py", "v6e:2x4", settings) in CLAIMS
+
+
+def test_every_recipe_that_names_a_size_names_a_slice():
+    """Others take whatever model they are given."""
+    sized = [path for path in CONFIGS.glob("*.py") if re.search(r"_\d+(p\d+)?b$", path.stem)]
+    assert len(sized) == 14
+    assert [path.stem for path in sized if not claims(path)] == []
 
 
 @pytest.mark.parametrize(("name", "where", "assignments"), CLAIMS)

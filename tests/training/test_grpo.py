@@ -252,6 +252,8 @@ def sampling(**changes):
         ({"refresh_every": 4}, "save_every=2 is no multiple of refresh_every=4"),
         (sampling(temperature=0.0), r"temperature=0\.0"),
         (sampling(top_p=0.9), r"top_p=0\.9"),
+        (sampling(top_k=20, min_p=0.1), r"top_k=20, min_p=0\.1\. Ratios"),
+        (sampling(banned_ids=(3,)), r"banned_ids=\(3,\)"),
         (sampling(num_samples=1), "num_samples=1.*no group"),
         ({"rollouts": "mixed"} | sampling(num_samples=6), "num_samples=6"),
         (sampling(routing=RoutingConfig(modes=("force-long",))), r"routing\.modes"),

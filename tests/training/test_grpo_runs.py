@@ -212,6 +212,14 @@ def test_an_adapter_and_markers_that_were_forced_by_design(taught, tmp_path):
     assert all("easy_share" not in line for line in steps)
 
 
+def test_an_adapter_that_was_trained_in_half_precision_is_found_again(taught, tmp_path):
+    """By its base, which is the same however a run computes."""
+    cfg = config(taught, lora=LoraConfig(rank=2), dtype="bfloat16", num_steps=1)
+    run(cfg, tmp_path / "run")
+    policy = load_policy(tmp_path / "run")
+    assert policy.model.dtype == "bfloat16" and "lora" not in policy.params
+
+
 def test_a_cut_budget_ends_the_rollout(taught, tmp_path):
     cfg = config(taught, preset=BUSY, asking=ask_budget(cut=True), num_steps=1)
     run(cfg, tmp_path / "run")
