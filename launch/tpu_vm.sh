@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A TPU VM or slice with l2s on it, running one verb on all of its hosts: see launch/README.md.
 # Environment only: what is trained, and how, is in configs/.
+# shellcheck disable=SC2016  # what workers are told expands there
 set -euo pipefail
 
 usage() {
@@ -44,17 +45,30 @@ run() {
 
 # ---- the machine ----
 
-state() { "${tpu[@]}" describe "$name" "${here[@]}" --format='value(state)' 2>/dev/null || echo NONE; }
-
-queue_state() {
-  "${queue[@]}" describe "$name" "${here[@]}" --format='value(state.state)' 2>/dev/null || echo NONE
+# What a command finds; NONE where the cloud has no such thing, UNKNOWN where it cannot be asked:
+# a network that fails for a moment must not cost a machine.
+look() {
+  local found said
+  said=$(mktemp -t l2s_said.XXXXXX)
+  if found=$("$@" 2>"$said"); then
+    echo "$found"
+  elif grep -qiE 'not[_ ]found|does not exist' "$said"; then
+    echo NONE
+  else
+    cat "$said" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$said"
 }
+
+state() { look "${tpu[@]}" describe "$name" "${here[@]}" --format='value(state)'; }
+
+queue_state() { look "${queue[@]}" describe "$name" "${here[@]}" --format='value(state.state)'; }
 
 create() {
   if [[ $queued == 1 ]]; then
     run "${queue[@]}" create "$name" "${here[@]}" --node-id "$name" --accelerator-type "$type" \
-      --runtime-version "$image" ${flags[@]+"${flags[@]}"}
-    wait_in_queue
+      --runtime-version "$image" ${flags[@]+"${flags[@]}"} && wait_in_queue
   else
     run "${tpu[@]}" create "$name" "${here[@]}" --accelerator-type "$type" --version "$image" \
       ${flags[@]+"${flags[@]}"}
@@ -77,8 +91,22 @@ wait_in_queue() {
   done
 }
 
+wait_until_ready() {
+  local found
+  while found=$(state) && [[ $found != READY ]]; do
+    case $found in
+      CREATING | STARTING | RESTARTING | REPAIRING | UNKNOWN) say "$name is $found" ;;
+      *) return 1 ;;
+    esac
+    sleep "$pause"
+  done
+}
+
+# A machine that was asked for by a request goes with it, whatever this shell's variables say.
 delete() {
-  if [[ $queued == 1 ]]; then
+  local found=NONE
+  if ! $dry_run; then found=$(queue_state); fi
+  if [[ $queued == 1 || ($found != NONE && $found != UNKNOWN) ]]; then
     run "${queue[@]}" delete "$name" "${here[@]}" --force --quiet
   else
     run "${tpu[@]}" delete "$name" "${here[@]}" --quiet
@@ -90,11 +118,26 @@ ensure() {
   $dry_run && { create; return; }
   case $(state) in
     READY) return ;;
-    NONE)
-      # A request whose machine is gone keeps its name, and its share of the quota.
-      if [[ $queued == 1 && $(queue_state) != NONE ]]; then delete; fi
+    CREATING | STARTING | RESTARTING | REPAIRING)
+      wait_until_ready
+      return
       ;;
-    *) delete ;;
+    UNKNOWN) return 1 ;;
+    NONE)
+      if [[ $queued == 1 ]]; then
+        case $(queue_state) in
+          NONE) ;;
+          UNKNOWN) return 1 ;;
+          # A request whose machine is gone keeps its name, and its share of the quota.
+          ACTIVE | FAILED | SUSPENDED | SUSPENDING) delete || return ;;
+          *)
+            wait_in_queue
+            return
+            ;;
+        esac
+      fi
+      ;;
+    *) delete || return ;;
   esac
   create
 }
@@ -103,18 +146,20 @@ ensure() {
 
 on_workers() { run "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command "$1"; }
 
+# Joined by &&: whoever asks whether this has worked suspends `set -e` in it.
 install() {
   # What is committed, and nothing else: a result must be reproducible from a commit.
-  local archive
+  local archive code=0
   archive=$(mktemp -t l2s_jax.XXXXXX)
-  run git archive --format=tar.gz --output "$archive" HEAD
-  run "${tpu[@]}" scp "$archive" "$name:l2s_jax.tar.gz" "${here[@]}" --worker=all
+  run git archive --format=tar.gz --output "$archive" HEAD &&
+    run "${tpu[@]}" scp "$archive" "$name:l2s_jax.tar.gz" "${here[@]}" --worker=all || code=$?
   rm -f "$archive"
-  on_workers 'mkdir -p l2s_jax && tar -xzf l2s_jax.tar.gz -C l2s_jax'
-  # The images of Google hold Python 3.10; Ubuntu has 3.11 beside it.
-  on_workers 'command -v python3.11 || (sudo apt-get update -q && sudo apt-get install -qy python3.11-venv)'
-  on_workers 'cd l2s_jax && make install && .venv/bin/pip install -qq -c constraints.txt -e ".[tpu]"'
-  if [[ -n ${L2S_TPU_SETUP:-} ]]; then on_workers "$L2S_TPU_SETUP"; fi
+  [[ $code == 0 ]] || return "$code"
+  on_workers 'mkdir -p l2s_jax && tar -xzf l2s_jax.tar.gz -C l2s_jax' &&
+    # The images of Google hold Python 3.10; Ubuntu has 3.11 beside it. A new machine updates itself.
+    on_workers 'command -v python3.11 || (sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=300 install -qy python3.11-venv)' &&
+    on_workers 'cd l2s_jax && make install && .venv/bin/pip install -qq -c constraints.txt -e ".[tpu]"' &&
+    { [[ -z ${L2S_TPU_SETUP:-} ]] || on_workers "$L2S_TPU_SETUP"; }
 }
 
 # ---- the run ----
@@ -130,13 +175,15 @@ rm -f run.exit; nohup setsid bash -c $(printf '%q' ".venv/bin/l2s $verb; echo \$
 # Worker 0 writes the progress; returns when the run has ended there, or the connection has.
 follow() {
   run "${tpu[@]}" ssh "$name" "${here[@]}" --worker="${1:-0}" --command \
-    'cd l2s_jax || exit; tail -n +1 -F run.log & until [ -f run.exit ]; do sleep 1; done; sleep 1; kill $!' ||
+    'cd l2s_jax || exit; tail -n +1 -F run.log & until [ -f run.exit ] || ! kill -0 "$(cat run.pid)" 2>/dev/null; do sleep 1; done; sleep 1; kill $!' ||
     true
 }
 
-# The largest exit code of all workers; fails while one of them runs or cannot be reached.
+# The largest exit code of all workers; fails while one of them runs or cannot be reached. A run that
+# is gone without a code was killed, as by a host that has restarted: 137, after which it goes on.
 outcome() {
-  "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command 'cat l2s_jax/run.exit' 2>/dev/null |
+  "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command \
+    'cd l2s_jax; cat run.exit 2>/dev/null || { ! kill -0 "$(cat run.pid)" && echo 137; }' 2>/dev/null |
     grep -E '^[0-9]+$' | sort -n | tail -1
 }
 
@@ -155,7 +202,7 @@ run_to_the_end() {
       return
     fi
     # A connection may break while the run goes on.
-    while found=$(state) && [[ $found == READY ]]; do
+    while found=$(state) && [[ $found == READY || $found == UNKNOWN ]]; do
       code=$(outcome) && [[ -n $code ]] && break
       sleep "$pause"
       follow
@@ -171,6 +218,8 @@ run_to_the_end() {
   return 1
 }
 
+remind() { say "the machine costs money until it is deleted: launch/tpu_vm.sh delete $name $zone"; }
+
 case $command in
   run)
     [[ $# -ge 2 ]] || usage
@@ -180,7 +229,7 @@ case $command in
     verb=${verb% }
     code=0
     run_to_the_end || code=$?
-    say "the machine costs money until it is deleted: launch/tpu_vm.sh delete $name $zone"
+    remind
     exit "$code"
     ;;
   create)
@@ -188,6 +237,7 @@ case $command in
     type=$1
     ensure
     install
+    remind
     ;;
   logs)
     [[ $# -le 1 ]] || usage

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A cloud in a folder: one TPU of two workers, whose shells are run here. $CLOUD/calls has every call.
 # $CLOUD/fate has a line for each time that somebody follows a run: done, drop (the connection
-# breaks, the run goes on) or preempt (the machine and its disks are gone).
+# breaks, the run goes on), kill (every run that has not ended) or preempt (the machine and its disks are gone).
 set -euo pipefail
 printf '%q ' gcloud "$@" >>"$CLOUD/calls"
 echo >>"$CLOUD/calls"
@@ -31,13 +31,27 @@ on_worker() {
   (cd "$CLOUD/worker$1" && timeout 60 bash -c "$command" </dev/null)
 }
 
+missing() {
+  echo "ERROR: (gcloud) NOT_FOUND: Resource was not found" >&2
+  exit 1
+}
+
+if [[ -f $CLOUD/silent ]]; then
+  echo "no network" >&2
+  exit 1
+fi
+
 case "$kind $verb" in
   "tpu-vm create") boot ;;
-  "tpu-vm describe") cat "$CLOUD/node" 2>/dev/null ;;
+  "tpu-vm describe")
+    found=$(cat "$CLOUD/node" 2>/dev/null) || missing
+    if [[ $found == CREATING ]]; then boot; fi # ready after the first look
+    echo "$found"
+    ;;
   "tpu-vm delete") rm -rf "$CLOUD/node" "$CLOUD"/worker? ;;
   "queued-resources create") echo WAITING_FOR_RESOURCES >"$CLOUD/queue" ;;
   "queued-resources describe")
-    cat "$CLOUD/queue" 2>/dev/null
+    cat "$CLOUD/queue" 2>/dev/null || missing
     # It becomes a machine after the first look.
     if [[ $(cat "$CLOUD/queue") == WAITING_FOR_RESOURCES ]]; then
       echo ACTIVE >"$CLOUD/queue"
@@ -45,7 +59,13 @@ case "$kind $verb" in
     fi
     ;;
   "queued-resources delete") rm -rf "$CLOUD/queue" "$CLOUD/node" "$CLOUD"/worker? ;;
-  "tpu-vm scp") ;;
+  # $CLOUD/scp_fails has a line for each copy that does not arrive.
+  "tpu-vm scp")
+    if [[ -s $CLOUD/scp_fails ]]; then
+      sed -i 1d "$CLOUD/scp_fails"
+      exit 1
+    fi
+    ;;
   "tpu-vm ssh")
     [[ $(cat "$CLOUD/node") == READY ]]
     if [[ $command == *"tail -n +1 -F"* ]]; then
@@ -58,6 +78,11 @@ case "$kind $verb" in
         rm -rf "$CLOUD"/worker?
         echo PREEMPTED >"$CLOUD/node"
         [[ ! -f $CLOUD/queue ]] || echo SUSPENDED >"$CLOUD/queue"
+      fi
+      if [[ $fate == kill ]]; then
+        for number in 0 1; do
+          kill -9 -- "-$(cat "$CLOUD/worker$number/l2s_jax/run.pid")" 2>/dev/null || true
+        done
       fi
       [[ $fate == "done" ]] || exit 255
     fi

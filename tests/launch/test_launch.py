@@ -20,6 +20,7 @@ L2S = """#!/usr/bin/env bash
 set -euo pipefail
 printf '%q ' "$@" >>"$CLOUD/asked"; echo >>"$CLOUD/asked"
 echo "step 1"
+if [[ -f $CLOUD/hangs ]]; then rm -f "$CLOUD/hangs"; sleep 60; fi
 exit "$(cat "$CLOUD/code")"
 """
 
@@ -175,6 +176,62 @@ def test_a_mistake_ends_the_script_and_a_lost_host_does_not(cloud):
     code, said = ended("tpu_vm.sh", *RUN, *VERB, **env)
     assert code == 1 and "given up after 2 starts" in said
     assert len((folder / "asked").read_text().splitlines()) == 2 + 2 * 2
+
+
+def test_what_could_not_be_copied_is_copied_again(cloud):
+    """A new machine may not know its keys yet; an old program must not run in the new one's name."""
+    folder, env = cloud
+    (folder / "fate").write_text("done\n")
+    (folder / "scp_fails").write_text("once\n")
+    said = said_by("tpu_vm.sh", *RUN, *VERB, **env)
+    assert "start 1 of 2 failed" in said
+    assert calls(folder, "scp") == 2 and calls(folder, "tpu-vm create") == 1
+    assert len((folder / "asked").read_text().splitlines()) == 2
+    (folder / "scp_fails").write_text("once\n" * 9)
+    code, said = ended("tpu_vm.sh", *RUN, *VERB, **env)
+    assert code == 1 and "given up after 2 starts" in said
+    assert len((folder / "asked").read_text().splitlines()) == 2
+
+
+def test_a_machine_in_the_making_is_waited_for(cloud):
+    folder, env = cloud
+    (folder / "fate").write_text("done\n")
+    (folder / "node").write_text("CREATING\n")
+    said_by("tpu_vm.sh", *RUN, *VERB, **env)
+    assert not calls(folder, "create") and not calls(folder, "delete")
+
+
+def test_a_place_in_the_queue_is_kept(cloud):
+    folder, env = cloud
+    (folder / "fate").write_text("done\n")
+    (folder / "queue").write_text("WAITING_FOR_RESOURCES\n")
+    said_by("tpu_vm.sh", *RUN, *VERB, **env, L2S_TPU_QUEUED="1")
+    assert not calls(folder, "create") and not calls(folder, "delete")
+
+
+def test_a_cloud_that_does_not_answer_costs_no_machine(cloud):
+    folder, env = cloud
+    (folder / "silent").touch()
+    code, said = ended("tpu_vm.sh", *RUN, *VERB, **env)
+    assert code == 1 and "no network" in said
+    assert not calls(folder, "create") and not calls(folder, "delete")
+
+
+def test_a_run_that_was_killed_is_started_again(cloud):
+    """As by a host that restarts: the machine is READY, and nobody wrote how it ended."""
+    folder, env = cloud
+    (folder / "fate").write_text("kill\ndone\n")
+    (folder / "hangs").touch()
+    said = said_by("tpu_vm.sh", *RUN, *VERB, **env)
+    assert "l2s ended with code 137" in said
+    assert len((folder / "asked").read_text().splitlines()) == 4
+
+
+def test_a_request_is_deleted_with_its_machine_from_any_shell(cloud):
+    folder, env = cloud
+    (folder / "queue").write_text("ACTIVE\n")
+    said_by("tpu_vm.sh", "delete", *RUN[1:3], **env)
+    assert calls(folder, "queued-resources delete") == 1 and not calls(folder, "tpu-vm delete")
 
 
 # ---- the scripts themselves ----
