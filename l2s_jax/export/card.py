@@ -31,7 +31,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 tokenizer = PreTrainedTokenizerFast.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
 messages = [{{"role": "user", "content": "What is 12 + 7?"}}]
-ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+ids = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
 answer = model.generate(**ids, max_new_tokens=1024)
 print(tokenizer.decode(answer[0]))
 ```

@@ -117,7 +117,7 @@ def _describe(name: str, shape: tuple[int, ...], num_slices: int) -> Any:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"--topology {name}: compiling for a TPU takes libtpu, which is not installed:"
-            " pip install 'l2s-jax[plan]' (700 MB on disk)."
+            " in this checkout pip install -c constraints.txt -e '.[plan]' (700 MB on disk)."
         )
     quiet_libtpu()
     from jax.experimental import topologies

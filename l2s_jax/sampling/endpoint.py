@@ -219,7 +219,7 @@ def import_openai() -> Any:
         import openai
     except ModuleNotFoundError:
         raise ValueError(
-            "RemoteSampler needs the openai package: pip install 'l2s-jax[teachers]'."
+            "RemoteSampler needs the openai package: in this checkout pip install -e '.[teachers]'."
         ) from None
     return openai
 

@@ -70,8 +70,8 @@ class Wandb:
             self._wandb: Any = importlib.import_module("wandb")
         except ImportError:
             raise ValueError(
-                "log.wandb is set, but the package wandb is not installed: pip install"
-                " 'l2s-jax[wandb]', or leave log.wandb out."
+                "log.wandb is set, but the package wandb is not installed: in this checkout"
+                " pip install -e '.[wandb]', or leave log.wandb out."
             ) from None
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -179,7 +179,7 @@ def test_a_mistake_ends_the_script_and_a_lost_host_does_not(cloud):
 
 
 def test_what_could_not_be_copied_is_copied_again(cloud):
-    """A new machine may not know its keys yet; an old program must not run in the new one's name."""
+    """A new machine may not know its keys yet; an old program must not run in its stead."""
     folder, env = cloud
     (folder / "fate").write_text("done\n")
     (folder / "scp_fails").write_text("once\n")
