@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from l2s_jax.data.fields import claim_id, not_empty, problem_of, text_of
 from l2s_jax.data.jsonl import Fault, Ids, read_jsonl
+from l2s_jax.data.similar import words
 from l2s_jax.data.store import read_items
 from l2s_jax.types import Problem, Trace
 
@@ -71,7 +72,7 @@ class JsonlProblems:
             id = claim_id(ids, record, self.id, line)
             fields = {"question": self.question, "answer": self.answer, "level": self.level}
             problem = problem_of(record, id, f"{self.path}:{line} ({id})", **fields)
-            if _words(problem.question) in excluded:
+            if words(problem.question) in excluded:
                 num_excluded += 1
             else:
                 problems.append(problem)
@@ -85,15 +86,10 @@ class JsonlProblems:
             )
         return not_empty(problems, self.path)
 
-    def _excluded(self) -> set[str]:
+    def _excluded(self) -> set[tuple[str, ...]]:
         if self.exclude is None:
             return set()
-        return {_words(item.question) for item in read_items(pathlib.Path(self.exclude) / "items")}
-
-
-def _words(question: str) -> str:
-    """The question without what copies of a problem set differ in: spaces and letter case."""
-    return " ".join(question.split()).casefold()
+        return {words(item.question) for item in read_items(pathlib.Path(self.exclude) / "items")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,11 @@ def read_items(folder: str | pathlib.Path) -> list[Item]:
                 " missing). Run the curation again."
             )
         items += [_item(line, f"{path}:{i}") for i, line in enumerate(content.splitlines(), 1)]
+    if len(items) != manifest["num_items"]:
+        raise ValueError(
+            f"{folder / MANIFEST}: num_items={manifest['num_items']}, but its shards hold"
+            f" {len(items)} (edited?). Run the curation again."
+        )
     return items
 
 
@@ -74,7 +79,7 @@ def read_manifest(folder: str | pathlib.Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_bytes())
-        version = manifest["schema_version"]
+        version, _, _ = (manifest[name] for name in ("schema_version", "num_items", "shards"))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: not a manifest of items. Run the curation again.") from None
     if version != SCHEMA_VERSION:

@@ -204,6 +204,8 @@ def train(cfg: SftRun, workdir: pathlib.Path, stop: StopSignal) -> None:
     mesh = make_mesh(cfg.mesh)
     base = starting_policy(cfg, mesh)
     policy, examples, left_out = cfg.data.prepare(base)
+    # Whoever loads the run computes as it did.
+    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, dtype=cfg.dtype))
     check_lengths(examples, policy.model)
     examples, held_out = hold_out(cfg.validation, examples)
     kind = Batches if cfg.mixing is None else MixedBatches
@@ -214,7 +216,7 @@ def train(cfg: SftRun, workdir: pathlib.Path, stop: StopSignal) -> None:
         file=sys.stderr,
     )
     # 2. One program on a mesh.
-    decoder = dataclasses.replace(policy.model, dtype=cfg.dtype, remat=cfg.remat)
+    decoder = dataclasses.replace(policy.model, remat=cfg.remat)
     num_rows = len(token_ids_of(policy.triggers)) if cfg.lora is not None else 0
     ids = route_ids(policy)
     optimizer, places, step_fn = program_of(cfg, decoder, mesh, num_rows, ids)
@@ -321,7 +323,6 @@ def make_pilot(
     problems = [problem for problem in cfg.data.problems() if problem.id in ids]
     verifier = Verifier(cfg.mixing.num_workers, cfg.mixing.verify_seconds)
     mesh = host_mesh(make_mesh(cfg.mesh))
-    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, dtype=cfg.dtype))
     return Pilot(cfg.mixing, policy, problems, stack.enter_context(verifier), stop, mesh)
 
 

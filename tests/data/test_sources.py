@@ -103,10 +103,16 @@ def test_bad_prompts_name_line_and_id(tmp_path, record, says):
 
 
 def test_trained_questions_are_left_out(tmp_path, capsys):
-    """Whatever their spaces, letter case and ids; and how many is told."""
-    item = Item(id="x", question="One  and ONE?\n", reference="2", long="1+1", long_answer="2")
+    """Whatever their spaces, letter case, TeX and ids; and how many is told."""
+    item = Item(
+        id="x",
+        question="One  and ONE of \\frac{1}{2}?\n",
+        reference="2",
+        long="1+1",
+        long_answer="2",
+    )
     write_items(tmp_path / "items", [item], {})
-    trained = GOOD | {"question": "one and one?"}
+    trained = GOOD | {"question": "one and one of $\\dfrac{1}{2}$?"}
     path = write(tmp_path, trained, GOOD | {"id": "b"}, GOOD | {"id": "c"})
     problems = JsonlProblems(path=path, exclude=str(tmp_path), limit=1).load()
     assert [problem.id for problem in problems] == ["b"]

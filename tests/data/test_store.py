@@ -24,6 +24,20 @@ def items(num):
     ]
 
 
+def test_a_manifest_that_lacks_a_shard_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_ITEMS", 2)
+    write_items(tmp_path, items(3), {})
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["shards"][1]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="num_items=3, but its shards hold 2"):
+        read_items(tmp_path)
+    del manifest["shards"]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="not a manifest of items"):
+        read_items(tmp_path)
+
+
 @pytest.mark.parametrize("num", [0, 1, 7, 8, 9])
 def test_what_is_written_is_read(tmp_path, monkeypatch, num):
     monkeypatch.setattr(store, "SHARD_ITEMS", 4)
