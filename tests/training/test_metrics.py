@@ -136,7 +136,7 @@ def test_weights_and_biases_offline(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"l2s-jax\[wandb\]"):
+    with pytest.raises(ValueError, match=r"pip install -e .\.\[wandb\]"):
         RunLog(
             tmp_path,
             name="test",
