@@ -183,7 +183,7 @@ follow() {
 # is gone without a code was killed, as by a host that has restarted: 137, after which it goes on.
 outcome() {
   "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command \
-    'cd l2s_jax; cat run.exit 2>/dev/null || { ! kill -0 "$(cat run.pid)" && echo 137; }' 2>/dev/null |
+    'cd l2s_jax; cat run.exit || { ! kill -0 "$(cat run.pid)" && { cat run.exit || echo 137; }; }' 2>/dev/null |
     grep -E '^[0-9]+$' | sort -n | tail -1
 }
 
