@@ -2,7 +2,7 @@
 
 l2s grpo --config configs/grpo_lora_qwen2_5_0p5b.py --workdir runs/grpo_lora_qwen2_5_0p5b
 Smallest: v5e:1x1 with --set num_microbatches=4
-15.16 of 15.75 GiB by the compiler. Also meant for one GPU of 16 GiB, which was not tried.
+11.56 of 15.75 GiB by the compiler. Also meant for one GPU of 16 GiB, which was not tried.
 Hardware, time and result: not run.
 Ours: rank, scale, rate, and the bound of 2,048 tokens. The base is stage 1's adapter, merged.
 """

@@ -1,8 +1,8 @@
 """Stage 2 for Qwen2.5-1.5B-Instruct on one chip, from configs/sft_lora_qwen2_5_1p5b.py.
 
 l2s grpo --config configs/grpo_lora_qwen2_5_1p5b.py --workdir runs/grpo_lora_qwen2_5_1p5b
-Smallest: v5e:1x1 with --set num_microbatches=64 ahead=false sampling.max_rows=8
-15.62 of 15.75 GiB by the compiler. Also meant for one GPU of 16 GiB, which was not tried.
+Smallest: v5e:1x1 with --set num_microbatches=16
+14.00 of 15.75 GiB by the compiler. Also meant for one GPU of 16 GiB, which was not tried.
 Hardware, time and result: not run.
 Ours: rank, scale, rate, and the bound of 2,048 tokens. The base is stage 1's adapter, merged.
 """

@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from l2s_jax.cli.output import json_lines
 from l2s_jax.data.sources import PromptSpec, read_prompts
+from l2s_jax.model.config import DTypeName
 from l2s_jax.sampling.controllers.routing import Mode, RoutingConfig
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.requests import Request, SamplingConfig
+from l2s_jax.sharding import MeshConfig
 from l2s_jax.tokens.tokenizer import Tokenizer
 from l2s_jax.tokens.triggers import refuse_triggers
-from l2s_jax.training.policy import load_policy
+from l2s_jax.training.policy import load_to_sample
 from l2s_jax.types import Rollout
 
 MAX_ROWS = 64  # answers that are written side by side; bounds the memory of their caches
@@ -39,8 +41,15 @@ def generate(
     top_p: float,
     max_new_tokens: int,
     seed: int,
+    dtype: DTypeName | None,
+    tensor: int,
 ) -> None:
-    """Writes `samples` answers of each prompt to `out`, in the order of the prompts."""
+    """Writes `samples` answers of each prompt to `out`, in the order of the prompts.
+
+    Args:
+      dtype: of weights and computation; None: computed as the model was trained.
+      tensor: devices that the weights are cut over.
+    """
     if not 1 <= samples <= MAX_ROWS:
         raise ValueError(f"--samples {samples}: give 1 to {MAX_ROWS}.")
     specs = read_prompts(prompts)
@@ -53,14 +62,17 @@ def generate(
         routing=RoutingConfig(modes=(mode,)),
     )
     with json_lines(out) as write:
-        policy = load_policy(model)
+        policy = load_to_sample(model, mesh=MeshConfig(tensor=tensor), dtype=dtype)
         if policy.triggers is None and mode != "free":
             raise ValueError(
                 f"--mode {mode}: {model} has no triggers to route by. Use --mode free, or a model"
                 " that l2s sft has trained."
             )
         requests = [Request(id=s.id, prompt_ids=_ids(s, policy.tokenizer, model)) for s in specs]
-        answers = dict(_answer(Engine(policy, cfg), requests, jax.random.key(seed)))
+        engine = Engine(policy, cfg)
+        del policy
+        engine.keep_placed()
+        answers = dict(_answer(engine, requests, jax.random.key(seed)))
         for request in requests:
             for rollout in answers[request.id]:
                 write(as_record(rollout))

@@ -109,6 +109,8 @@ def _generate(args: argparse.Namespace) -> None:
         top_p=args.top_p,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
+        dtype=args.dtype,
+        tensor=args.tensor,
     )
 
 
@@ -273,6 +275,10 @@ def _add_generate(verbs) -> None:
     )
     add("--max-new-tokens", type=int, default=1024, help="bound on one answer [%(default)s]")
     add("--seed", type=int, default=0, help="same seed and prompt id, same answer [%(default)s]")
+    text = "of weights and computation; without it, float32 weights, computed as they were trained"
+    add("--dtype", choices=("float32", "bfloat16"), help=text)
+    text = "chips that the weights are cut over, for a model too large for one [%(default)s]"
+    add("--tensor", type=int, default=1, metavar="N", help=text)
 
 
 def _add_files(verbs) -> None:

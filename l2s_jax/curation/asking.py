@@ -35,7 +35,7 @@ from l2s_jax.data.sources import JsonlProblems, LeftOut
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.remote import Failure, Outcome, RemoteError, RemoteRollout, RemoteSampler
 from l2s_jax.sampling.sampler import LocalSampler
-from l2s_jax.training.policy import load_policy
+from l2s_jax.training.policy import load_to_sample
 from l2s_jax.types import Problem, Rollout, Trace
 
 POLL_SECONDS = 0.5  # between two looks for an answer that another process is asking for
@@ -147,7 +147,10 @@ def _from_server(teacher: ServerTeacher, want: Wanted, outcome: Outcome) -> Answ
 
 
 def _ask_local(teacher: LocalTeacher) -> Ask:
-    policy = load_policy(teacher.model, dtype=teacher.dtype)
+    # One host curates, whatever others there are.
+    policy = load_to_sample(
+        teacher.model, mesh=teacher.mesh, dtype=teacher.dtype, devices=jax.local_devices()
+    )
 
     def ask(
         left: dict[Place, Wanted], seed: int, ledger: Ledger

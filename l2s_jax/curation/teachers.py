@@ -23,11 +23,12 @@ import numpy as np
 from l2s_jax.config import to_json
 from l2s_jax.curation.ledger import Answer, request_key
 from l2s_jax.data.traces import cut_long, cut_short
-from l2s_jax.model.hf.files import DiskDTypeName
+from l2s_jax.model.config import DTypeName
 from l2s_jax.sampling.controllers.routing import RoutingConfig
 from l2s_jax.sampling.endpoint import RemoteConfig
 from l2s_jax.sampling.remote import request_seed
 from l2s_jax.sampling.requests import SamplingConfig
+from l2s_jax.sharding import MeshConfig
 from l2s_jax.tokens.tokenizer import model_folder
 from l2s_jax.types import Problem, Trace
 
@@ -75,7 +76,8 @@ class LocalTeacher:
         temperature=0.7, top_p=0.95, max_new_tokens=2048, routing=RoutingConfig(modes=("free",))
     )
     instruction: str | None = BOXED
-    dtype: DiskDTypeName | None = "bfloat16"  # of the weights in memory; null: as on disk
+    dtype: DTypeName = "bfloat16"  # of weights and computation
+    mesh: MeshConfig = MeshConfig()  # tensor cuts the weights, for a model too large for one chip
     chunk: int = 64  # problems sampled together and then written down; a kill costs one chunk
 
     def __post_init__(self):

@@ -20,12 +20,14 @@ from l2s_jax.data.store import replace_file
 from l2s_jax.evaluation.forced import p_short_after_easy
 from l2s_jax.evaluation.records import Answer
 from l2s_jax.evaluation.summary import build_summary
+from l2s_jax.model.config import DTypeName
 from l2s_jax.sampling.controllers.routing import MODES, Mode
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.sampling.requests import SamplingConfig, ask
+from l2s_jax.sharding import MeshConfig
 from l2s_jax.training.hosts import everyone, is_first, joined, share
-from l2s_jax.training.policy import load_policy
+from l2s_jax.training.policy import load_to_sample
 from l2s_jax.training.rollouts import judge, prediction_of, untaught_prediction
 from l2s_jax.types import Problem
 from l2s_jax.verify.math import Verifier
@@ -41,6 +43,8 @@ class EvalRun:
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
     stage: str = "sft"  # the name under which the report lists this policy
     seed: int = 0  # of the training run that made it; also of the draws
+    dtype: DTypeName | None = None  # of weights and computation; null: computed as it was trained
+    mesh: MeshConfig = MeshConfig()  # tensor cuts the weights, for a model too large for one chip
     num_workers: int = 2
     verify_seconds: float = 5.0
 
@@ -71,8 +75,11 @@ def run(cfg: EvalRun, workdir: str | pathlib.Path) -> None:
     Each of several hosts answers its share, and the first writes down the answers of all.
     """
     workdir, start = pathlib.Path(workdir), time.monotonic()
-    policy, problems = load_policy(cfg.model), cfg.problems.load()
+    problems = cfg.problems.load()
+    policy = load_to_sample(cfg.model, mesh=cfg.mesh, dtype=cfg.dtype)
     engine = Engine(policy, cfg.sampling)
+    del policy
+    engine.keep_placed()
     answers: list[Answer] = []
     with Verifier(cfg.num_workers, cfg.verify_seconds) as verifier:
         for mode in tqdm(cfg.modes, desc="eval", unit="mode", file=sys.stderr, leave=False):

@@ -1,7 +1,8 @@
 """Every program of a run, with the shapes that it is called with and where these lie.
 
-Lives here: `Planned`, and the lists for stage 1, stage 2 and an evaluation. Not here: the programs,
-which are those that the run calls (`training`, `sampling`); compiling them (`plan/compiled.py`).
+Lives here: `Planned`, and the lists for stage 1 and stage 2. Not here: the programs, which are
+those that the run calls (`training`, `sampling`); the policies beside a run's state
+(`plan/policies.py`); compiling (`plan/compiled.py`).
 
 Shapes come from the code that makes the arrays: a batch is laid out from nothing, or from rollouts
 that all have their greatest length. What a run holds beside a program's own arguments is listed
@@ -17,14 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from l2s_jax.data.packing import build_row
 from l2s_jax.data.pipeline import stack
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import abstract_params, unstacked
+from l2s_jax.model.decoder import unstacked
 from l2s_jax.objectives.logprobs import num_parts
+from l2s_jax.plan.policies import Others, Trees, place, weights_of
 from l2s_jax.plan.subject import Subject, longest_prompt, num_token_rows
 from l2s_jax.plan.topologies import Topology, one_host
 from l2s_jax.sampling import load, loop
@@ -33,8 +34,9 @@ from l2s_jax.sampling.requests import Request
 from l2s_jax.sampling.serve import Desk
 from l2s_jax.sampling.state import state_places
 from l2s_jax.sampling.weights import reshard_layer, reshard_rest
-from l2s_jax.sharding import MeshConfig, host_mesh, make_mesh, shardings
+from l2s_jax.sharding import MeshConfig, host_mesh, make_mesh
 from l2s_jax.training import grpo, sft
+from l2s_jax.training.adapter import kept_as
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.rollouts import build_batch, group_modes
 from l2s_jax.training.scoring import Scorer
@@ -43,8 +45,6 @@ from l2s_jax.training.speed import training_flops
 from l2s_jax.training.state import abstract_state
 from l2s_jax.training.step import batch_places
 from l2s_jax.types import Rollout
-
-Trees = dict[str, Any]  # what lies in memory, by its name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,6 @@ class Programs:
 
     programs: list[Planned]
     notes: tuple[str, ...]
-
-
-def place(tree: Any, places: Any) -> Any:
-    """Shapes with shardings."""
-    return jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, places
-    )
 
 
 def programs_of(
@@ -153,12 +146,11 @@ def of_grpo(
     state = abstract_state(
         trained_model, optimizer, mesh, lora=cfg.lora, num_rows=rows, weights=cfg.optim.weights
     )
-    behaviour = weights_of(model, mesh)
     sampled_as = (cfg.mesh, cfg.sampling.max_rows)
     if sampled_as not in samplers:
         samplers[sampled_as] = Sampler(cfg, subject, topology, longest)
     sampler = samplers[sampled_as]
-    held = {"state": state, "behaviour": behaviour}
+    others = Others.of(cfg, model, mesh, state)
     num_rollouts = cfg.prompts_per_step * cfg.sampling.num_samples
     lengths = [longest + cfg.sampling.max_new_tokens] * num_rollouts
     at_work = {"sampler weights": sampler.params, "sampler state": sampler.state}
@@ -166,26 +158,28 @@ def of_grpo(
         name="update",
         trace=lambda: step.program.trace(*step.arguments(state, batch)),
         arguments={"state": state, "batch": batch},
-        beside={"behaviour": behaviour} | (at_work if goes_ahead(cfg, topology) else {}),
+        beside=others.beside_state | (at_work if goes_ahead(cfg, topology) else {}),
         mesh=mesh,
         trips=head_parts(batch, mesh),
         model_flops=training_flops(model, lengths),
     )
     programs = [
         reshard_program(
-            model, mesh, behaviour, {"state": state, "sampler weights": sampler.params}
+            model,
+            mesh,
+            others.behaviour,
+            others.beside_behaviour | {"sampler weights": sampler.params},
         ),
-        *sampler.programs(held),
+        *sampler.programs({"behaviour": others.behaviour} | others.beside_behaviour),
     ]
     if cfg.preset.needs_reference or cfg.preset.needs_sampler_logp:
         scorer = Scorer(model, cfg.sampling.temperature, places, cfg.num_microbatches)
         programs.append(
             Planned(
                 name="log-probs",
-                trace=lambda: scorer.program.trace(behaviour, batch),
-                arguments={"behaviour": behaviour, "batch": batch},
-                beside={"state": state}
-                | {k: v for k, v in update.beside.items() if k != "behaviour"},
+                trace=lambda: scorer.program.trace(others.behaviour, batch),
+                arguments={"behaviour": others.behaviour, "batch": batch},
+                beside=others.beside_behaviour | (at_work if goes_ahead(cfg, topology) else {}),
                 mesh=mesh,
                 trips=head_parts(batch, mesh),
                 model_flops=training_flops(model, lengths) / 3,
@@ -197,12 +191,6 @@ def of_grpo(
 def goes_ahead(cfg: Any, topology: Topology) -> bool:
     """True where the run would sample during its updates."""
     return isinstance(cfg, GrpoRun) and topology.num_hosts == 1 and cfg.goes_ahead_to(1)
-
-
-def weights_of(model: ModelConfig, mesh: Mesh) -> Any:
-    """A policy's parameters in the training layout, as they are loaded."""
-    boxed = abstract_params(model)
-    return place(nn.unbox(boxed), shardings(boxed, mesh))
 
 
 def rollout_batch(cfg: GrpoRun, model: ModelConfig, places: Any, longest: int) -> Any:
@@ -257,7 +245,8 @@ class Sampler:
         self._steering = described(engine.steering(routing, queue.jobs))
         self._until = described(desk.until(sizes.rows, None))
         self._key = jax.eval_shape(lambda: jax.random.key(0))
-        self.params = sampler_weights(self._model, self._mesh)
+        kept = weights_of(self._model, self._mesh, kept_as(cfg.lora))
+        self.params = sampler_weights(self._model, self._mesh, kept)
         self._max_tokens, self._page, self._longest = sizes.max_tokens, sizes.page, longest
         self._rows = sizes.rows * desk.shards
 
@@ -329,8 +318,12 @@ def reshard_program(model: ModelConfig, mesh: Mesh, behaviour: Any, beside: Tree
     )
 
 
-def sampler_weights(model: ModelConfig, mesh: Mesh) -> Any:
-    """A policy's parameters as the sampler reads them."""
+def sampler_weights(model: ModelConfig, mesh: Mesh, weights: Any) -> Any:
+    """A policy's parameters as the sampler reads them.
+
+    Args:
+      weights: as they are kept.
+    """
 
     def made(traced: jax.stages.Traced) -> Any:
         return jax.tree.map(
@@ -344,7 +337,7 @@ def sampler_weights(model: ModelConfig, mesh: Mesh) -> Any:
     def rest(others: Any) -> Any:
         return made(reshard_rest(model, mesh, jax.tree.structure(others)).trace(others))
 
-    return unstacked(model, weights_of(model, mesh), take, rest)
+    return unstacked(model, weights, take, rest)
 
 
 def described(tree: Any) -> Any:

@@ -27,6 +27,7 @@ from l2s_jax.plan.programs import Planned, Programs, goes_ahead, programs_of
 from l2s_jax.plan.subject import Subject
 from l2s_jax.plan.topologies import GIB, SLICES, Topology, slices, topology
 from l2s_jax.sharding import MeshConfig
+from l2s_jax.training.adapter import kept_as
 
 MAX_COMPILED = 3  # updates that are compiled for one slice before the next larger one is taken
 FIRST = "update"  # the program that needs most; where it does not fit, the others do not matter
@@ -271,12 +272,14 @@ def weight_bytes(num_params: int, cfg: Any, *, ahead: bool) -> float:
       ahead: the run samples during its updates; else gradients and the sampler's copy take turns.
     """
     on_device = num_params / (cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.tensor)
-    whole = cfg.lora is None
-    kept = (8 + jnp.dtype(cfg.optim.weights).itemsize if whole else 4) * on_device
+    whole, base = cfg.lora is None, jnp.dtype(kept_as(cfg.lora)).itemsize
+    kept = (8 + jnp.dtype(cfg.optim.weights).itemsize if whole else base) * on_device
     gradients = 4 * on_device if whole else 0
     if not hasattr(cfg, "sampling"):
         return kept + gradients
-    behaviour = 4 * on_device
+    # Without a refresh an adapter's base is the behaviour policy itself.
+    own = whole or cfg.refresh_every is not None
+    behaviour = min(base, jnp.dtype(cfg.optim.weights).itemsize) * on_device if own else 0
     sampled = jnp.dtype(cfg.dtype).itemsize * num_params / cfg.mesh.tensor
     return kept + behaviour + (gradients + sampled if ahead else max(gradients, sampled))
 

@@ -4,6 +4,7 @@ Lives here: `Engine`. Not here: what a request is (`sampling/requests.py`), the 
 (`sampling/loop.py`), who is served when (`sampling/serve.py`).
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -29,8 +30,8 @@ from l2s_jax.sampling.requests import (
 )
 from l2s_jax.sampling.serve import MIN_WIDTH, Program, Queue, Served, Sizes, Watch, serve
 from l2s_jax.sampling.state import Jobs, Results
-from l2s_jax.sampling.weights import sampling_weights
-from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.sampling.weights import mesh_of, sampling_weights
+from l2s_jax.sharding import MeshConfig, host_mesh, make_mesh
 from l2s_jax.tokens.automaton import route_table
 from l2s_jax.types import FinishReason, Rollout, Route
 
@@ -41,7 +42,8 @@ class Engine:
     """Samples from one policy. Weights may be exchanged without compiling anew.
 
     Rows are cut over the mesh's data axes, weights over its tensor axis. The default mesh is this
-    host's own devices, all on the data axis: no host waits for another's longest row.
+    host's part of that on which the policy's weights lie; for weights on no mesh all its devices,
+    on the data axis. No host waits for another's longest row.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Engine:
         self.policy = policy
         self.served = Served()
         self._largest_page = largest_page
-        self._mesh = make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
+        self._mesh = _around(policy.params) if mesh is None else mesh
         self._given: Params | None = None
         self._placed: Params = {}
         self._table = None
@@ -182,6 +184,16 @@ class Engine:
         """
         self._given, self._placed = None, {}
 
+    def keep_placed(self) -> None:
+        """Lets go of the policy's weights as they were loaded; those that `place` makes serve.
+
+        For whoever samples from one policy alone: what the weights took is room for more rows. All
+        hosts must come here together for weights that lie on several.
+        """
+        self.place(self.policy.params)
+        self._given = {}
+        self.policy = dataclasses.replace(self.policy, params=self._given)
+
     def sizes(self, requests: Sequence[Request]) -> Sizes:
         """The shapes of a device's state for a call; refuses a cache beyond the stated bound."""
         cfg, model = self.cfg, self.policy.model
@@ -235,3 +247,9 @@ class Engine:
     def _text(self, token_ids: np.ndarray) -> str | None:
         tokenizer = self.policy.tokenizer
         return None if tokenizer is None else tokenizer.decode(token_ids.tolist())
+
+
+def _around(params: Params) -> Mesh:
+    """This host's part of the mesh that weights lie on, or all its devices."""
+    found = mesh_of(params)
+    return make_mesh(MeshConfig(), jax.local_devices()) if found is None else host_mesh(found)

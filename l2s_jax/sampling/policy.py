@@ -5,7 +5,7 @@ Lives here: the record. Not here: how it is read from a folder (`training/policy
 
 import dataclasses
 
-from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.config import DTypeName, ModelConfig
 from l2s_jax.model.decoder import Params
 from l2s_jax.model.hf.origin import Origin
 from l2s_jax.tokens.tokenizer import Tokenizer
@@ -28,3 +28,7 @@ class Policy:
         if self.tokenizer is not None:
             return self.tokenizer.stop_ids
         return () if self.origin is None else self.origin.stop_ids
+
+    def computed_in(self, dtype: DTypeName) -> "Policy":
+        """The same policy, computed in a type; its weights stay as they are."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, dtype=dtype))

@@ -6,6 +6,10 @@ the rules from logical axes to mesh axes (`sharding.py`).
 Training cuts weights over fsdp and gathers each layer when it is used; a decode step would gather
 all of them for one token. The sampler keeps a copy on every data shard, cut over heads,
 feed-forward and vocabulary alone, in the type that it computes in, every layer on its own.
+
+Where key heads are fewer than devices, they lie on all of them whole. Cut within a head they would
+be exchanged in the loop, among devices whose rows end at different times: on a CPU those wait for
+each other for ever.
 """
 
 import functools
@@ -26,7 +30,7 @@ def sampling_weights(cfg: ModelConfig, mesh: Mesh, params: Params) -> Params:
 
     Norm scales stay as they are: they multiply in float32.
     """
-    source = _mesh_of(params)
+    source = mesh_of(params)
     if source is None or source.shape["tensor"] != mesh.shape["tensor"]:
         source, places = mesh, _of_structure(jax.tree.structure(params), _places(cfg, mesh))
         params = jax.device_put(params, places)
@@ -83,7 +87,7 @@ def _if_it_is(places: Any, structure: Any, mesh: Mesh) -> Any:
     return places if jax.tree.structure(places) == structure else whole
 
 
-def _mesh_of(params: Params) -> Mesh | None:
+def mesh_of(params: Params) -> Mesh | None:
     """The mesh that all of `params` lie on; None where they lie otherwise."""
     places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
     meshes = {place.mesh if isinstance(place, NamedSharding) else None for place in places}
@@ -111,11 +115,15 @@ def _of_structure(structure: Any, model: Any) -> Any:
 
 
 def _places(cfg: ModelConfig, mesh: Mesh) -> Any:
-    def gathered(sharding: NamedSharding) -> NamedSharding:
-        axes = [None if axis == "fsdp" else axis for axis in sharding.spec]
+    whole_keys = cfg.num_kv_heads % mesh.shape["tensor"] != 0
+
+    def gathered(path: Any, sharding: NamedSharding) -> NamedSharding:
+        is_key = whole_keys and any(part.key in ("k_proj", "v_proj") for part in path)
+        away = ("fsdp", "tensor") if is_key else ("fsdp",)
+        axes = [None if axis in away else axis for axis in sharding.spec]
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return jax.tree.map(gathered, shardings(abstract_params(cfg), mesh))
+    return jax.tree_util.tree_map_with_path(gathered, shardings(abstract_params(cfg), mesh))
 
 
 def _cast(dtype: Any, params: Params) -> Params:

@@ -186,8 +186,7 @@ def train(cfg: GrpoRun, workdir: pathlib.Path, stop: StopSignal) -> None:
     """The run's stages."""
     # 1. Who is refined, on what.
     mesh = make_mesh(cfg.mesh)
-    policy = load_policy(cfg.model, mesh=mesh, dtype=kept_as(cfg.lora))
-    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, dtype=cfg.dtype))
+    policy = load_policy(cfg.model, mesh=mesh, dtype=kept_as(cfg.lora)).computed_in(cfg.dtype)
     if policy.tokenizer is None or policy.triggers is None:
         raise ValueError(
             f"GrpoRun.model={cfg.model}: this model does not know the triggers. Train stage 1"

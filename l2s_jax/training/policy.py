@@ -11,6 +11,7 @@ That of a run which trained an adapter has `lora.json` too, and its base lies el
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from l2s_jax.config import from_json, to_json
-from l2s_jax.model.config import ModelConfig
+from l2s_jax.model.config import DTypeName, ModelConfig
 from l2s_jax.model.decoder import Params, abstract_params
 from l2s_jax.model.hf.files import DiskDTypeName
 from l2s_jax.model.hf.names import flatten, unflatten
@@ -27,7 +28,7 @@ from l2s_jax.model.hf.read import load_hf
 from l2s_jax.model.lora import LoraConfig, merge
 from l2s_jax.model.vocab import add_rows
 from l2s_jax.sampling.policy import Policy
-from l2s_jax.sharding import shardings
+from l2s_jax.sharding import MeshConfig, make_mesh, shardings
 from l2s_jax.tokens.tokenizer import Tokenizer, load_tokenizer, model_folder
 from l2s_jax.tokens.triggers import (
     Spelling,
@@ -76,6 +77,24 @@ def load_policy(
         triggers=load_triggers(folder, tokenizer),
         origin=read_origin(folder),
     )
+
+
+def load_to_sample(
+    path: str | pathlib.Path,
+    *,
+    mesh: MeshConfig,
+    dtype: DTypeName | None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Policy:
+    """What `load_policy` finds, on a mesh, for an `Engine` to sample from.
+
+    Args:
+      dtype: of weights and computation; None: float32 weights, computed as the run that trained
+        them did.
+      devices: of the mesh; None: all, of all hosts.
+    """
+    policy = load_policy(path, mesh=make_mesh(mesh, devices), dtype=dtype or "float32")
+    return policy if dtype is None else policy.computed_in(dtype)
 
 
 def load_adapted(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[LoraConfig, Policy]:

@@ -205,7 +205,7 @@ def train(cfg: SftRun, workdir: pathlib.Path, stop: StopSignal) -> None:
     base = starting_policy(cfg, mesh)
     policy, examples, left_out = cfg.data.prepare(base)
     # Whoever loads the run computes as it did.
-    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, dtype=cfg.dtype))
+    policy = policy.computed_in(cfg.dtype)
     check_lengths(examples, policy.model)
     examples, held_out = hold_out(cfg.validation, examples)
     kind = Batches if cfg.mixing is None else MixedBatches

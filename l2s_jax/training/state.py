@@ -65,12 +65,19 @@ def abstract_state(
     """
     boxed = _boxed_state(cfg, optimizer, lora, num_rows)
     state = nn.unbox(boxed)
-    kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, weights), state.params)
+    frozen = dict(state.frozen)
+    if lora is not None:
+        frozen |= _kept({k: v for k, v in frozen.items() if k != "lora"}, lora.base)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        dataclasses.replace(state, params=kept),
+        dataclasses.replace(state, params=_kept(state.params, weights), frozen=frozen),
         shardings(boxed, mesh),
     )
+
+
+def _kept(tree: Params, dtype: DTypeName) -> Params:
+    """Shapes of parameters that are kept in a type."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
 
 def _boxed_state(

@@ -28,7 +28,7 @@ def models(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("models")
     tokenizer = make_tokenizer()
     shape = ModelConfig(
-        vocab_size=len(tokenizer.hf),
+        vocab_size=32,
         width=16,
         num_layers=1,
         num_heads=2,
@@ -112,6 +112,17 @@ def test_the_seed_and_the_id_name_the_draws(models, prompts, tmp_path):
     assert record["token_ids"] == first[2]["token_ids"]
 
 
+def test_weights_may_be_cut_and_rounded(models, prompts):
+    whole = generate(models / "routed", prompts, "--temperature", "0")
+    cut = generate(models / "routed", prompts, "--temperature", "0", "--tensor", "2")
+    assert [r["token_ids"] for r in cut] == [r["token_ids"] for r in whole]
+    options = ("--temperature", "0", "--dtype", "bfloat16")
+    rounded = generate(models / "routed", prompts, *options)
+    first = [[r["logp"][0] for r in records] for records in (whole, rounded)]
+    assert first[0] != first[1]
+    np.testing.assert_allclose(*first, atol=0.02)
+
+
 def test_exported_and_imported_again_it_answers_the_same(models, prompts, tmp_path, capsys):
     hf, back = tmp_path / "hf", tmp_path / "back"
     assert main(["export", "--checkpoint", str(models / "routed"), "--out", str(hf)]) == 0
@@ -160,6 +171,7 @@ def test_without_triggers_and_without_tokenizer(models, prompts, tmp_path):
         ("routed", {"question": "1+1"}, ["--top-p", "0"], ["top_p=0"]),
         ("routed", {"question": "1+1"}, ["--samples", "0"], ["--samples 0"]),
         ("routed", {"question": "1+1"}, ["--max-new-tokens", "0"], ["max_new_tokens=0"]),
+        ("routed", {"question": "1+1"}, ["--tensor", "3"], ["tensor=3", "8"]),
     ],
 )
 def test_mistakes_name_their_cure_and_write_nothing(

@@ -25,6 +25,7 @@ from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.remote import RemoteError, request_seed
 from l2s_jax.sampling.requests import SamplingConfig
 from l2s_jax.sampling.sampler import LocalSampler
+from l2s_jax.sharding import MeshConfig
 from l2s_jax.training.policy import load_policy
 from l2s_jax.types import Problem
 from tests.conftest import REPOSITORY
@@ -439,6 +440,12 @@ def test_a_local_teacher(tmp_path):
         (a.request["id"], a.request["sample"]): (a.text, a.finish_reason, a.completion_tokens)
         for a, _ in found
     }
+
+    # Cut over devices it draws the same.
+    with Ledger(tmp_path / "cut") as ledger:
+        cut = dataclasses.replace(LOCAL, mesh=MeshConfig(tensor=2))
+        drawn_again = [a for a, _ in answers(cut, known, 2, 0, ledger)]
+    assert [a.text for a in drawn_again] == [a.text for a, _ in found]
 
     # The same answers as the short ones of a run, beside long ones on record.
     row = {"model": "sure", "kind": "long", "final_start": 5}

@@ -70,6 +70,18 @@ def test_the_summary_covers_every_mode_and_level(finished):
     assert summary["stages"]["sft"]["force-short"]["easy_share"] == 1.0
 
 
+def test_weights_may_be_cut_over_devices(finished, tmp_path):
+    cfg, workdir = finished
+    cut = dataclasses.replace(cfg, mesh=MeshConfig(fsdp=2, tensor=2), dtype="float32")
+    run(cut, tmp_path)
+    for a, b in zip(
+        read_records(tmp_path / "records"), read_records(workdir / "records"), strict=True
+    ):
+        floats = {"p_easy": a["p_easy"], "p_short": a["p_short"]}
+        assert a == b | floats
+        assert floats == pytest.approx({name: b[name] for name in floats}, abs=1e-5)
+
+
 def test_again_it_writes_the_same(finished):
     cfg, workdir = finished
     before = (workdir / "records" / "sft-3.jsonl").read_bytes()

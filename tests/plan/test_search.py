@@ -132,6 +132,18 @@ def test_weights_alone_are_less_than_all_arrays(ahead, tensor):
     assert 0.5 * least < weights <= least
 
 
+@pytest.mark.parametrize("refresh_every", [None, 1])
+def test_weights_of_an_adapters_run_are_less_than_all_arrays(refresh_every):
+    path = CONFIGS / "grpo_lora_qwen2_5_0p5b.py"
+    place = dataclasses.replace(here(), devices=here().devices[:1])
+    cfg = dataclasses.replace(load_config(path), ahead=False, refresh_every=refresh_every)
+    subject = subject_of(cfg, path)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(subject.model)))
+    programs = programs_of(cfg, subject, place).programs
+    least = max(least_bytes(planned, cfg, subject.model) for planned in programs)
+    assert 0.3 * least < weight_bytes(num_params, cfg, ahead=False) <= least
+
+
 def test_recipes_are_known_from_shapes():
     path = CONFIGS / "grpo_qwen2_5_7b.py"
     subject = subject_of(load_config(path), path)

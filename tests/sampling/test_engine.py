@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2s_jax.model.decoder import abstract_params
 from l2s_jax.model.hf.origin import Origin
 from l2s_jax.sampling import load, loop
 from l2s_jax.sampling.controllers.routing import MODES, RoutingConfig
@@ -16,7 +17,7 @@ from l2s_jax.sampling.controllers.thought import ThoughtConfig
 from l2s_jax.sampling.engine import Engine
 from l2s_jax.sampling.requests import Knobs, Request, SamplingConfig, ask, row_id
 from l2s_jax.sampling.serve import Watch
-from l2s_jax.sharding import MeshConfig, make_mesh
+from l2s_jax.sharding import MeshConfig, make_mesh, shardings
 from l2s_jax.tokens.tokenizer import from_hf
 from l2s_jax.types import Problem
 from tests.sampling.tiny import VOCAB, full_logits, random_policy, trained_logp
@@ -249,6 +250,32 @@ def test_weights_that_are_forgotten_are_made_again():
     gc.collect()
     assert kernel() is None
     same_draws(engine.sample(requests, jax.random.key(KEY)), first)
+
+
+def test_weights_as_loaded_need_not_stay():
+    params = jax.tree.map(jnp.copy, random_policy().params)
+    engine, requests = (
+        make_engine(dataclasses.replace(random_policy(), params=params)),
+        make_requests(),
+    )
+    kernel = weakref.ref(params["layers"]["mlp"]["up_proj"]["kernel"])
+    engine.keep_placed()
+    del params
+    gc.collect()
+    assert kernel() is None
+    same_draws(engine.sample(requests, jax.random.key(KEY)), sample(requests))
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_it_samples_where_the_weights_lie(tensor):
+    mesh = make_mesh(MeshConfig(fsdp=-1, data=1, tensor=tensor), jax.devices()[:4])
+    places = shardings(abstract_params(random_policy().model), mesh)
+    params = jax.device_put(random_policy().params, places)
+    requests = make_requests()
+    engine = Engine(dataclasses.replace(random_policy(), params=params), make_engine().cfg)
+    same_draws(engine.sample(requests, jax.random.key(KEY)), sample(requests))
+    kernel = engine.place(params)["layer_0"]["mlp"]["up_proj"]["kernel"]
+    assert set(kernel.sharding.mesh.shape.items()) >= {("data", 4 // tensor), ("tensor", tensor)}
 
 
 def test_rollouts_come_once_and_some_while_others_go_on():

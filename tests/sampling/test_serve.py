@@ -72,7 +72,15 @@ def test_a_queue_on_eight_devices():
     same_draws(sorted(backwards, key=order_of(requests)), whole)
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"tensor": 2},
+        {"data": 2, "tensor": 4},
+    ],  # heads: 4 and 2
+    ids=str,
+)
 @pytest.mark.parametrize("routing", ["one mode each", "replace"])
 def test_heads_and_vocabulary_over_a_tensor_axis(axes, routing):
     """Each data shard's loop ends by itself, its tensor shards together."""

@@ -1,0 +1,87 @@
+"""The policies that stage 2 keeps beside its state, and what of them lies there already.
+
+Lives here: their shapes (`Others`), as `training.policies.Others` holds their arrays. Not here: the
+state's own (`training/state.py`), the sampler's copy (`plan/programs.py`).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from l2s_jax.model.config import DTypeName, ModelConfig
+from l2s_jax.model.decoder import Params, abstract_params
+from l2s_jax.sharding import shardings
+from l2s_jax.training.adapter import kept_as
+from l2s_jax.training.grpo import GrpoRun
+from l2s_jax.training.state import TrainState
+
+Trees = dict[str, Any]  # what lies in memory, by its name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Others:
+    """The policies beside the one that is trained, from a run's first update on."""
+
+    behaviour: Params
+    beside_behaviour: Trees  # all that is held but the arrays of the behaviour policy
+    beside_state: Trees  # all that is held but the arrays of the state
+
+    @staticmethod
+    def of(cfg: GrpoRun, model: ModelConfig, mesh: Mesh, state: TrainState) -> "Others":
+        """The policies of a run with this state."""
+        first = weights_of(model, mesh, kept_as(cfg.lora))
+        if cfg.lora is None:
+            return Others._of_whole(cfg, first, weights_of(model, mesh, cfg.optim.weights), state)
+        adapter = state.frozen["lora"]
+        if cfg.refresh_every is None:  # the base is the behaviour policy
+            own = dataclasses.replace(state, frozen={"lora": adapter})
+            return Others(behaviour=first, beside_behaviour={"state": own}, beside_state={})
+        merged = changed_by(adapter, first)
+        made_of = {"adapter of behaviour": state.params}
+        own = dataclasses.replace(state, frozen={"lora": adapter} | merged)
+        return Others(
+            behaviour=first,
+            beside_behaviour={"state": own} | made_of,
+            beside_state={"behaviour": merged} | made_of,
+        )
+
+    @staticmethod
+    def _of_whole(cfg: GrpoRun, first: Params, trained: Params, state: TrainState) -> "Others":
+        if cfg.refresh_every is None:
+            behaviour, kept = first, {}
+        else:
+            behaviour = trained
+            kept = {"reference": first} if cfg.preset.needs_reference else {}
+        return Others(
+            behaviour=behaviour,
+            beside_behaviour={"state": state} | kept,
+            beside_state={"behaviour": behaviour} | kept,
+        )
+
+
+def changed_by(adapter: Params, base: Params) -> Params:
+    """What `merge` makes anew; all other weights are the base's own arrays."""
+    changed: Params = {"layers": {}}
+    for part, modules in adapter["layers"].items():
+        kernels = base["layers"][part]
+        changed["layers"][part] = {name: {"kernel": kernels[name]["kernel"]} for name in modules}
+    if "token_ids" in adapter:
+        changed |= {name: base[name] for name in ("embed", "lm_head") if name in base}
+    return changed
+
+
+def weights_of(model: ModelConfig, mesh: Mesh, dtype: DTypeName) -> Params:
+    """A policy's parameters in the training layout, kept in a type."""
+    boxed = abstract_params(model)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nn.unbox(boxed))
+    return place(shapes, shardings(boxed, mesh))
+
+
+def place(tree: Any, places: Any) -> Any:
+    """Shapes with shardings."""
+    return jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, places
+    )
