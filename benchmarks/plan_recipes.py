@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 
+from l2s_jax.cli.main import NO_FIT
+
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SIZES = ("0p5b", "1p5b", "7b")
 CLAIM = re.compile(r"Smallest: (\S+:\S+?)(?: with --set (.+?))?[.,;]?$", re.MULTILINE)
@@ -27,9 +29,10 @@ def holds(path: pathlib.Path, where: str, assignments: list[str]) -> bool:
     """True where the plan says that the run fits."""
     command = [sys.executable, "-m", "l2s_jax", "plan", "--config", str(path), "--topology", where]
     command += ["--set", *assignments] if assignments else []
-    told = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
-    sys.stderr.write(told)
-    return ": fits\n" in told
+    code = subprocess.run(command, check=False).returncode
+    if code not in (0, NO_FIT):
+        sys.exit(code)
+    return code == 0
 
 
 def main() -> None:

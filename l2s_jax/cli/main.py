@@ -6,7 +6,8 @@ Not here: what a verb does (`cli/runs.py`, `cli/demo.py`, `cli/generate.py`, `cl
 `l2s --help` answers at once.
 
 Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 a user's mistake (with one message
-that names the fix), 130 interrupted, 143 terminated (SIGTERM; a training run has saved its steps).
+that names the fix), 3 planned and does not fit, 130 interrupted, 143 terminated (SIGTERM; a
+training run has saved its steps).
 """
 
 import argparse
@@ -28,6 +29,8 @@ USER_MISTAKES = (
     PermissionError,
 )
 
+NO_FIT = 3  # exit code of `l2s plan`
+
 MODES = ("auto", "force-long", "force-short", "free")
 
 
@@ -39,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(args: argparse.Namespace) -> int:
-    """Does `args.act(args)`: 0, or what the kind of its failure calls for."""
+    """Does `args.act(args)`: its exit code, 0 without one, or what its failure calls for."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say(args, f"warning: {message}")
-            args.act(args)
+            return args.act(args) or 0
     except USER_MISTAKES as error:
         if os.environ.get("L2S_TRACEBACK"):
             raise
@@ -56,7 +59,6 @@ def exit_code(args: argparse.Namespace) -> int:
         # Who read our output has gone; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
 def _say(args: argparse.Namespace, message: str) -> None:
@@ -161,13 +163,14 @@ def _list_export(args: argparse.Namespace) -> None:
     _say(args, f"dry run, nothing written or sent: {total} would go to {where}")
 
 
-def _plan(args: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> int:
     if args.topology != "here":
         # The slice need not exist: whatever accelerator this machine has is left alone.
         os.environ["JAX_PLATFORMS"] = "cpu"
     from l2s_jax.plan.run import plan
 
-    plan(args.config, args.topology, args.set, searches=args.search, as_json=args.json)
+    fits = plan(args.config, args.topology, args.set, searches=args.search, as_json=args.json)
+    return 0 if fits else NO_FIT
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -247,7 +250,7 @@ def _add_run(verbs, name: str, does: str) -> None:
 def _add_plan(verbs) -> None:
     does = "every program of a run compiled for a TPU slice, here: memory, time, does it fit"
     add = _add(verbs, "plan", does, _plan).add_argument
-    add("--config", type=pathlib.Path, required=True, help="recipe of l2s sft or l2s grpo")
+    add("--config", type=pathlib.Path, required=True, help="recipe of l2s sft, grpo or eval")
     text = "slice such as v5e:4x4, v5p:2x2x1 or 2*v5e:8x8; here: this machine [%(default)s]"
     add("--topology", default="here", help=text)
     text = "try slices (of a generation: --topology v5e) and settings until it fits"

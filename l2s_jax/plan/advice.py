@@ -6,6 +6,7 @@ Lives here: suggestions, by the program that is too large. Not here: trying them
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from l2s_jax.evaluation.benchmark import EvalRun
 from l2s_jax.plan.compiled import Report
 from l2s_jax.plan.search import num_rows, parts_are_whole
 from l2s_jax.plan.topologies import Topology
@@ -20,7 +21,8 @@ def advice(cfg: Any, reports: Sequence[Report], place: Topology) -> Iterator[str
         yield from _of_training(cfg, place)
     if large & {*SAMPLER, "reshard a layer"}:
         yield from _of_sampling(cfg)
-    yield "to have the slices and settings tried: --search"
+    if not isinstance(cfg, EvalRun):
+        yield "to have the slices and settings tried: --search"
 
 
 def _of_training(cfg: Any, place: Topology) -> Iterator[str]:

@@ -27,7 +27,7 @@ from l2s_jax.plan.cost import Cost, cost_of
 from l2s_jax.plan.flops import count_flops
 from l2s_jax.plan.hlo import traffic
 from l2s_jax.plan.memory import Memory, memory_of, refused_bytes, tree_bytes
-from l2s_jax.plan.programs import Planned
+from l2s_jax.plan.planned import Planned
 from l2s_jax.plan.topologies import HERE, Topology
 
 AT_ONCE = 2  # compilations; one of a 7B takes a core and up to 7 GB

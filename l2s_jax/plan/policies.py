@@ -1,11 +1,10 @@
 """The policies that stage 2 keeps beside its state, and what of them lies there already.
 
 Lives here: their shapes (`Others`), as `training.policies.Others` holds their arrays. Not here: the
-state's own (`training/state.py`), the sampler's copy (`plan/programs.py`).
+state's own (`training/state.py`), the sampler's copy (`plan/sampler.py`).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 from flax import linen as nn
@@ -13,12 +12,12 @@ from jax.sharding import Mesh
 
 from l2s_jax.model.config import DTypeName, ModelConfig
 from l2s_jax.model.decoder import Params, abstract_params
+from l2s_jax.model.lora import LoraConfig
+from l2s_jax.plan.planned import Trees, place
 from l2s_jax.sharding import shardings
 from l2s_jax.training.adapter import kept_as
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.state import TrainState
-
-Trees = dict[str, Any]  # what lies in memory, by its name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,12 @@ class Others:
         if cfg.refresh_every is None:  # the base is the behaviour policy
             own = dataclasses.replace(state, frozen={"lora": adapter})
             return Others(behaviour=first, beside_behaviour={"state": own}, beside_state={})
-        merged = changed_by(adapter, first)
+        behaviour, beside = taken_over(state, cfg.lora, model, mesh)
         made_of = {"adapter of behaviour": state.params}
-        own = dataclasses.replace(state, frozen={"lora": adapter} | merged)
         return Others(
-            behaviour=first,
-            beside_behaviour={"state": own} | made_of,
-            beside_state={"behaviour": merged} | made_of,
+            behaviour=behaviour,
+            beside_behaviour=beside | made_of,
+            beside_state={"behaviour": changed_by(adapter, first)} | made_of,
         )
 
     @staticmethod
@@ -60,6 +58,17 @@ class Others:
             beside_behaviour={"state": state} | kept,
             beside_state={"behaviour": behaviour} | kept,
         )
+
+
+def taken_over(
+    state: TrainState, lora: LoraConfig | None, model: ModelConfig, mesh: Mesh
+) -> tuple[Params, Trees]:
+    """(what is trained as a sampler takes it over, all of the state that lies beside it)."""
+    if lora is None:
+        return state.params, {"optimizer": state.opt_state}
+    merged, adapter = weights_of(model, mesh, lora.base), state.frozen["lora"]
+    frozen = {"lora": adapter} | changed_by(adapter, merged)
+    return merged, {"state": dataclasses.replace(state, frozen=frozen)}
 
 
 def changed_by(adapter: Params, base: Params) -> Params:
@@ -78,10 +87,3 @@ def weights_of(model: ModelConfig, mesh: Mesh, dtype: DTypeName) -> Params:
     boxed = abstract_params(model)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nn.unbox(boxed))
     return place(shapes, shardings(boxed, mesh))
-
-
-def place(tree: Any, places: Any) -> Any:
-    """Shapes with shardings."""
-    return jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, places
-    )

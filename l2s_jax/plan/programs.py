@@ -1,8 +1,8 @@
 """Every program of a run, with the shapes that it is called with and where these lie.
 
-Lives here: `Planned`, and the lists for stage 1 and stage 2. Not here: the programs, which are
-those that the run calls (`training`, `sampling`); the policies beside a run's state
-(`plan/policies.py`); compiling (`plan/compiled.py`).
+Lives here: the lists for stage 1, stage 2 and an evaluation. Not here: the programs, which are
+those that the run calls (`training`, `sampling`); what the sampler adds (`plan/sampler.py`) and the
+policies beside a run's state (`plan/policies.py`); compiling (`plan/compiled.py`).
 
 Shapes come from the code that makes the arrays: a batch is laid out from nothing, or from rollouts
 that all have their greatest length. What a run holds beside a program's own arguments is listed
@@ -13,28 +13,28 @@ sampler, the copy at a refresh.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from l2s_jax.data.packing import build_row
 from l2s_jax.data.pipeline import stack
+from l2s_jax.evaluation.benchmark import EvalRun
 from l2s_jax.model.config import ModelConfig
-from l2s_jax.model.decoder import unstacked
 from l2s_jax.objectives.logprobs import num_parts
-from l2s_jax.plan.policies import Others, Trees, place, weights_of
-from l2s_jax.plan.subject import Subject, longest_prompt, num_token_rows
-from l2s_jax.plan.topologies import Topology, one_host
-from l2s_jax.sampling import load, loop
-from l2s_jax.sampling.engine import Engine
-from l2s_jax.sampling.requests import Request
-from l2s_jax.sampling.serve import Desk
-from l2s_jax.sampling.state import state_places
-from l2s_jax.sampling.weights import reshard_layer, reshard_rest
-from l2s_jax.sharding import MeshConfig, host_mesh, make_mesh
+from l2s_jax.plan.planned import Planned, place
+from l2s_jax.plan.policies import Others, taken_over, weights_of
+from l2s_jax.plan.sampler import Asked, Sampler, reshard_program
+from l2s_jax.plan.subject import (
+    PROMPT_TOKENS,
+    Subject,
+    longest_prompt,
+    num_token_rows,
+    prompts_of,
+)
+from l2s_jax.plan.topologies import Topology
+from l2s_jax.sharding import make_mesh
 from l2s_jax.training import grpo, sft
 from l2s_jax.training.adapter import kept_as
 from l2s_jax.training.grpo import GrpoRun
@@ -45,19 +45,6 @@ from l2s_jax.training.speed import training_flops
 from l2s_jax.training.state import abstract_state
 from l2s_jax.training.step import batch_places
 from l2s_jax.types import Rollout
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A program and what it is called with."""
-
-    name: str
-    trace: Callable[[], jax.stages.Traced]
-    arguments: Trees
-    beside: Trees  # what else lies on the devices while it runs
-    mesh: Mesh
-    trips: tuple[int, ...] = ()  # of a loop that data ends, at the most; then of one in it
-    model_flops: float | None = None  # work that the model asks for, whoever does it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +67,9 @@ def programs_of(
         return of_sft(cfg, subject, topology)
     if isinstance(cfg, GrpoRun):
         return of_grpo(cfg, subject, topology, {} if samplers is None else samplers)
-    raise TypeError(f"{type(cfg).__name__} is no run of stage 1 or 2")
+    if isinstance(cfg, EvalRun):
+        return of_eval(cfg, subject, topology)
+    raise TypeError(f"{type(cfg).__name__} is no run of stage 1 or 2, nor an evaluation")
 
 
 def head_parts(batch: Any, mesh: Mesh) -> tuple[int]:
@@ -126,7 +115,26 @@ def of_sft(cfg: SftRun, subject: Subject, topology: Topology) -> Programs:
                 model_flops=training_flops(model, [cfg.row_length] * cfg.batch_rows) / 3,
             )
         )
-    return Programs(programs=programs, notes=subject.notes)
+    notes = subject.notes
+    if cfg.mixing is not None:
+        programs += pilot_programs(cfg, subject, topology, model, mesh, state)
+        notes += (f"mixing: the longest held-out prompt is taken as {PROMPT_TOKENS} tokens",)
+    return Programs(programs=programs, notes=notes)
+
+
+def pilot_programs(
+    cfg: SftRun, subject: Subject, topology: Topology, model: ModelConfig, mesh: Mesh, state: Any
+) -> list[Planned]:
+    """The sampler's, where held-out questions are answered between two steps."""
+    assert cfg.mixing is not None
+    asked = Asked(
+        sampling=cfg.mixing.sampling, num_prompts=cfg.mixing.num_problems, longest=PROMPT_TOKENS
+    )
+    policy = dataclasses.replace(subject.policy, model=model)
+    sampler = Sampler(policy, cfg.mesh, topology, asked, kept=kept_as(cfg.lora))
+    weights, beside = taken_over(state, cfg.lora, model, mesh)
+    made = reshard_program(model, mesh, weights, beside | {"sampler weights": sampler.params})
+    return [made, *sampler.programs({"weights": weights} | beside)]
 
 
 # ---- stage 2 ----
@@ -148,7 +156,15 @@ def of_grpo(
     )
     sampled_as = (cfg.mesh, cfg.sampling.max_rows)
     if sampled_as not in samplers:
-        samplers[sampled_as] = Sampler(cfg, subject, topology, longest)
+        asked = Asked(
+            sampling=cfg.sampling,
+            num_prompts=cfg.prompts_per_step,
+            longest=longest,
+            modes=group_modes(cfg.rollouts, cfg.sampling.num_samples),
+        )
+        policy = dataclasses.replace(subject.policy, model=model)
+        kept = kept_as(cfg.lora)
+        samplers[sampled_as] = Sampler(policy, cfg.mesh, topology, asked, kept=kept)
     sampler = samplers[sampled_as]
     others = Others.of(cfg, model, mesh, state)
     num_rollouts = cfg.prompts_per_step * cfg.sampling.num_samples
@@ -224,122 +240,19 @@ def rollout_batch(cfg: GrpoRun, model: ModelConfig, places: Any, longest: int) -
     return place(batch, batch_places(batch, places))
 
 
-class Sampler:
-    """The sampler's programs, on the devices of one host; all hosts have the same."""
-
-    def __init__(self, cfg: GrpoRun, subject: Subject, topology: Topology, longest: int):
-        self._model = dataclasses.replace(subject.model, dtype=cfg.dtype)
-        self._mesh = sampler_mesh(cfg.mesh, topology)
-        policy = dataclasses.replace(subject.policy, model=self._model)
-        engine = Engine(policy, cfg.sampling, self._mesh)
-        share = -(-cfg.prompts_per_step // topology.num_hosts)
-        requests = [Request(id=str(n), prompt_ids=(0,) * longest) for n in range(share)]
-        modes = group_modes(cfg.rollouts, cfg.sampling.num_samples)
-        routing = dataclasses.replace(cfg.sampling.routing, modes=modes)
-        queue, sizes = engine.queue(requests, routing), engine.sizes(requests)
-        desk = Desk(queue, sizes, self._mesh.shape["data"] * self._mesh.shape["fsdp"])
-        self._begin = load.begin.trace(self._model, self._mesh, sizes.as_static())
-        shapes = self._begin.out_info
-        self.state = place(shapes, state_places(shapes, self._mesh))
-        self._load = described(desk.next_load())
-        self._steering = described(engine.steering(routing, queue.jobs))
-        self._until = described(desk.until(sizes.rows, None))
-        self._key = jax.eval_shape(lambda: jax.random.key(0))
-        kept = weights_of(self._model, self._mesh, kept_as(cfg.lora))
-        self.params = sampler_weights(self._model, self._mesh, kept)
-        self._max_tokens, self._page, self._longest = sizes.max_tokens, sizes.page, longest
-        self._rows = sizes.rows * desk.shards
-
-    def programs(self, beside: Trees) -> list[Planned]:
-        """Room for the rows, a load of prompts, and all that is written on them."""
-        held = {"sampler weights": self.params, "sampler state": self.state}
-        prompts = [self._longest] * self._load.lengths.shape[0]
-        written = [self._longest + self._max_tokens] * self._rows
-        # A prompt's logits are taken at its last token alone.
-        unread = 2 * self._model.width * self._model.vocab_size * (sum(prompts) - len(prompts))
-        forward = training_flops(self._model, prompts) / 3 - unread
-        return [
-            Planned(
-                name="sampler begins",
-                trace=lambda: self._begin,
-                arguments={},
-                beside=beside | {"sampler weights": self.params},
-                mesh=self._mesh,
-            ),
-            Planned(
-                name="prefill",
-                trace=lambda: load.load.trace(
-                    self._model, self._mesh, self.params, self.state, self._load
-                ),
-                arguments=held | {"prompts": self._load},
-                beside=beside,
-                mesh=self._mesh,
-                trips=(-(-self._longest // load.CHUNK),),
-                model_flops=forward,
-            ),
-            Planned(
-                name="decode",
-                trace=lambda: loop.run.trace(
-                    self._model,
-                    self._mesh,
-                    self.params,
-                    self.state,
-                    self._steering,
-                    self._until,
-                    self._key,
-                ),
-                arguments=held | {"steering": self._steering},
-                beside=beside,
-                mesh=self._mesh,
-                trips=(-(-self._max_tokens // self._page), self._page),
-                model_flops=training_flops(self._model, written) / 3
-                - training_flops(self._model, [self._longest] * self._rows) / 3,
-            ),
-        ]
+# ---- an evaluation ----
 
 
-def sampler_mesh(cfg: MeshConfig, topology: Topology) -> Mesh:
-    """The mesh on which a host samples."""
-    among_all = host_mesh(make_mesh(cfg, topology.devices))
-    if topology.num_hosts == 1:
-        return among_all
-    return make_mesh(MeshConfig(tensor=among_all.shape["tensor"]), one_host(topology).devices)
-
-
-def reshard_program(model: ModelConfig, mesh: Mesh, behaviour: Any, beside: Trees) -> Planned:
-    """A layer's weights from the training layout into the sampler's, when all others are there."""
-    program = reshard_layer(model, mesh, jax.tree.structure(behaviour["layers"]))
-    return Planned(
-        name="reshard a layer",
-        trace=lambda: program.trace(behaviour["layers"], 0),
-        arguments={"behaviour": behaviour},
-        beside=beside,
-        mesh=mesh,
+def of_eval(cfg: EvalRun, subject: Subject, topology: Topology) -> Programs:
+    """The sampler's programs; the weights as they were loaded go before the first answer."""
+    mesh = make_mesh(cfg.mesh, topology.devices)
+    policy = subject.policy if cfg.dtype is None else subject.policy.computed_in(cfg.dtype)
+    num_prompts, longest, notes = prompts_of(cfg, subject)
+    asked = Asked(
+        sampling=cfg.sampling, num_prompts=num_prompts, longest=longest, modes=cfg.modes[:1]
     )
-
-
-def sampler_weights(model: ModelConfig, mesh: Mesh, weights: Any) -> Any:
-    """A policy's parameters as the sampler reads them.
-
-    Args:
-      weights: as they are kept.
-    """
-
-    def made(traced: jax.stages.Traced) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            traced.out_info,
-        )
-
-    def take(stacked: Any, layer: int) -> Any:
-        return made(reshard_layer(model, mesh, jax.tree.structure(stacked)).trace(stacked, layer))
-
-    def rest(others: Any) -> Any:
-        return made(reshard_rest(model, mesh, jax.tree.structure(others)).trace(others))
-
-    return unstacked(model, weights, take, rest)
-
-
-def described(tree: Any) -> Any:
-    """Shapes and types of arrays that a program is given wherever they are."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    kept = cfg.dtype or "float32"
+    sampler = Sampler(policy, cfg.mesh, topology, asked, kept=kept)
+    loaded = weights_of(policy.model, mesh, kept)
+    made = reshard_program(policy.model, mesh, loaded, {"sampler weights": sampler.params})
+    return Programs(programs=[made, *sampler.programs({})], notes=(*subject.notes, *notes))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from l2s_jax.cli.output import json_lines
 from l2s_jax.config import load_config, override
+from l2s_jax.evaluation.benchmark import EvalRun
 from l2s_jax.plan.advice import advice
 from l2s_jax.plan.compiled import measure_all
 from l2s_jax.plan.programs import programs_of
@@ -30,10 +31,15 @@ def plan(
 ) -> bool:
     """True where the run fits; the table goes to standard error, JSON lines to standard output."""
     cfg = override(load_config(config), assignments)
-    if not isinstance(cfg, SftRun | GrpoRun):
+    if not isinstance(cfg, SftRun | GrpoRun | EvalRun):
         raise ValueError(
-            f"{config} returns a {type(cfg).__name__}, but l2s plan knows the programs of stage 1"
-            " and stage 2. Give a recipe of l2s sft or l2s grpo."
+            f"{config} returns a {type(cfg).__name__}, but l2s plan knows the programs of stage 1,"
+            " stage 2 and an evaluation. Give a recipe of l2s sft, l2s grpo or l2s eval."
+        )
+    if searches and isinstance(cfg, EvalRun):
+        raise ValueError(
+            "--search tries settings of training. For an evaluation name slices in turn, and cut"
+            " its weights with --set mesh.tensor=N."
         )
     subject = subject_of(cfg, config)
     if not searches and name in SLICES:

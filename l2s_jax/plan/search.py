@@ -23,7 +23,8 @@ from l2s_jax.model.decoder import abstract_params
 from l2s_jax.model.routes import heads_are_shared
 from l2s_jax.plan.compiled import Report, measure_all
 from l2s_jax.plan.memory import tree_bytes
-from l2s_jax.plan.programs import Planned, Programs, goes_ahead, programs_of
+from l2s_jax.plan.planned import Planned
+from l2s_jax.plan.programs import Programs, goes_ahead, programs_of
 from l2s_jax.plan.subject import Subject
 from l2s_jax.plan.topologies import GIB, SLICES, Topology, slices, topology
 from l2s_jax.sharding import MeshConfig

@@ -13,10 +13,12 @@ import re
 from typing import Any
 
 from l2s_jax.config import load_config
+from l2s_jax.evaluation.benchmark import EvalRun
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.hf.files import read_hf_config
 from l2s_jax.model.presets import LARGE, PRESETS, SMALL
 from l2s_jax.sampling.policy import Policy
+from l2s_jax.sampling.requests import ask
 from l2s_jax.tokens.tokenizer import SHIPPED, load_tokenizer
 from l2s_jax.tokens.triggers import Triggers, add_triggers, find_triggers, load_triggers
 from l2s_jax.training.adapter import token_ids_of
@@ -27,6 +29,7 @@ from l2s_jax.training.sft import SftRun
 
 PROMPT_TOKENS = 512  # of the longest prompt, where the problems cannot be read
 NUM_TRIGGERS = 4
+MANY = 8  # prompts for each row, where their number is not known: others wait
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,9 @@ def subject_of(cfg: Any, recipe: pathlib.Path) -> Subject:
         return _taught(Subject(policy=_in_folder(folder)), cfg)
     maker = _maker_of(cfg.model, recipe)
     if maker is not None:
-        made = subject_of(load_config(maker), maker)
+        training = load_config(maker)
+        made = subject_of(training, maker)
+        made = dataclasses.replace(made, policy=made.policy.computed_in(training.dtype))
         note = f"{cfg.model} is not there: its shape is what {maker.name} would make"
         return dataclasses.replace(made, notes=(note, *made.notes))
     name = cfg.model.split("/")[-1]
@@ -136,6 +141,23 @@ def longest_prompt(cfg: GrpoRun, subject: Subject) -> tuple[int, tuple[str, ...]
             return check_problems(cfg, subject.policy, problems), ()
     note = f"problems or tokenizer are not at hand: the longest prompt is taken as {PROMPT_TOKENS}"
     return PROMPT_TOKENS, (f"{note} tokens",)
+
+
+def prompts_of(cfg: EvalRun, subject: Subject) -> tuple[int, int, tuple[str, ...]]:
+    """(prompts of an evaluation, tokens of the longest, what was assumed)."""
+    if subject.policy.tokenizer is not None:
+        try:
+            problems = cfg.problems.load()
+        except FileNotFoundError:
+            pass
+        else:
+            lengths = [len(r.prompt_ids) for r in ask(problems, subject.policy.tokenizer)]
+            return len(lengths), max(lengths), ()
+    note = (
+        f"problems or tokenizer are not at hand: the longest prompt is taken as {PROMPT_TOKENS}"
+        " tokens, and prompts as enough to keep all rows at work"
+    )
+    return MANY * cfg.sampling.max_rows, PROMPT_TOKENS, (note,)
 
 
 def num_token_rows(cfg: SftRun | GrpoRun, subject: Subject) -> int:

@@ -7,9 +7,9 @@ Training cuts weights over fsdp and gathers each layer when it is used; a decode
 all of them for one token. The sampler keeps a copy on every data shard, cut over heads,
 feed-forward and vocabulary alone, in the type that it computes in, every layer on its own.
 
-Where key heads are fewer than devices, they lie on all of them whole. Cut within a head they would
-be exchanged in the loop, among devices whose rows end at different times: on a CPU those wait for
-each other for ever.
+Where the axis does not divide the key heads, they lie whole on all of it, as the cache does. Cut
+within a head they would be exchanged in the loop, among devices whose rows end at different times:
+on a CPU those wait for each other for ever.
 """
 
 import functools

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def load_to_sample(
     *,
     mesh: MeshConfig,
     dtype: DTypeName | None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Policy:
     """What `load_policy` finds, on a mesh, for an `Engine` to sample from.
 

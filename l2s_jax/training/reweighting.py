@@ -66,6 +66,13 @@ class MixingConfig:
                 f"{self.verify_seconds}: above 0, and smoothing at most 1; 4 and 1e-4 are TL;DR's."
             )
 
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the questions are answered."""
+        return SamplingConfig(
+            temperature=0.0, max_new_tokens=self.max_new_tokens, max_rows=self.max_rows
+        )
+
 
 def reweigh(easy_share: float, accuracy: float, tokens: float, cfg: MixingConfig) -> float:
     """The share of EASY rows after a measurement of the policy."""
@@ -99,10 +106,7 @@ class Pilot:
         self._cfg = cfg
         problems = problems[: cfg.num_problems]
         self._references = {problem.id: problem.answer for problem in problems}
-        sampling = SamplingConfig(
-            temperature=0.0, max_new_tokens=cfg.max_new_tokens, max_rows=cfg.max_rows
-        )
-        requests, model = ask(problems, policy.tokenizer), policy.model
+        requests, model, sampling = ask(problems, policy.tokenizer), policy.model, cfg.sampling
         # Of all hosts, and now: a measurement is hundreds of steps away.
         check_requests(
             requests, sampling, vocab_size=model.vocab_size, max_positions=model.max_positions

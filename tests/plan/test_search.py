@@ -8,10 +8,11 @@ import jax
 import pytest
 
 from l2s_jax.cli import recipes
-from l2s_jax.cli.main import main
+from l2s_jax.cli.main import NO_FIT, main
 from l2s_jax.config import load_config, override
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import abstract_params
+from l2s_jax.plan import run as verb
 from l2s_jax.plan.compiled import measure
 from l2s_jax.plan.programs import goes_ahead, programs_of
 from l2s_jax.plan.search import (
@@ -156,7 +157,7 @@ def test_recipes_are_known_from_shapes():
         subject_of(cfg, path)
 
 
-def test_the_verb(tmp_path, capsys):
+def test_the_verb(tmp_path, capsys, monkeypatch):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "from tests.plan.test_search import tiny\n\n\ndef get_config():\n    return tiny()\n"
@@ -169,5 +170,11 @@ def test_the_verb(tmp_path, capsys):
     assert record["peak_bytes"] >= record["argument_bytes"] > 0 and record["flops"] > 0
     assert main([*command, "--topology", "v5e"]) == 2
     assert "add --search" in capsys.readouterr().err
+    monkeypatch.setattr(verb, "topology", lambda _: with_memory(1000))
+    assert main([*command, "--topology", "here"]) == NO_FIT
+    assert "take more chips" in capsys.readouterr().err
+    evaluate = ["plan", "--config", str(CONFIGS / "eval_arithmetic.py"), "--topology", "v5e"]
+    assert main([*evaluate, "--search"]) == 2
+    assert "mesh.tensor=N" in capsys.readouterr().err
     curate = ["plan", "--config", str(CONFIGS / "curate_arithmetic.py"), "--topology", "here"]
     assert main(curate) == 2

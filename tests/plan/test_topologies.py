@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2s_jax.plan.compiled import measure
-from l2s_jax.plan.programs import Planned, programs_of
+from l2s_jax.plan.planned import Planned
+from l2s_jax.plan.programs import programs_of
 from l2s_jax.plan.subject import Subject
 from l2s_jax.plan.topologies import CHIPS, SLICES, here, one_host, slices, topology
 from l2s_jax.sharding import MeshConfig
