@@ -146,29 +146,52 @@ ensure() {
 
 on_workers() { run "${tpu[@]}" ssh "$name" "${here[@]}" --worker=all --command "$1"; }
 
+# For the workers whose run goes on: nothing is changed under it. One that has ended may still hold
+# its number, where nobody has waited for it.
+unless_going='if [ -f l2s_jax/run.pid ] && [ ! -f l2s_jax/run.exit ] && kill -0 "$(cat l2s_jax/run.pid)" 2>/dev/null; then exit 0; fi; '
+
+# workload.env as a shell reads it; a NAME alone is handed on from here.
+environment() {
+  local line
+  while IFS= read -r line || [[ -n $line ]]; do
+    case $line in
+      '' | '#'*) ;;
+      *=*) printf 'export %s=%q\n' "${line%%=*}" "${line#*=}" ;;
+      *)
+        [[ -n ${!line+set} ]] || {
+          say "workload.env hands on $line, which is not set here: export it, or take the line out"
+          return 1
+        }
+        printf 'export %s=%q\n' "$line" "${!line}"
+        ;;
+    esac
+  done <launch/workload.env
+}
+
 # Joined by &&: whoever asks whether this has worked suspends `set -e` in it.
 install() {
   # What is committed, and nothing else: a result must be reproducible from a commit.
-  local archive code=0
-  archive=$(mktemp -t l2s_jax.XXXXXX)
-  run git archive --format=tar.gz --output "$archive" HEAD &&
-    run "${tpu[@]}" scp "$archive" "$name:l2s_jax.tar.gz" "${here[@]}" --worker=all || code=$?
-  rm -f "$archive"
+  local folder code=0
+  folder=$(mktemp -d -t l2s_jax.XXXXXX)
+  environment >"$folder/l2s_jax.env" &&
+    run git archive --format=tar.gz --output "$folder/l2s_jax.tar.gz" HEAD &&
+    run "${tpu[@]}" scp "$folder/l2s_jax.env" "$folder/l2s_jax.tar.gz" "$name:." "${here[@]}" \
+      --worker=all || code=$?
+  rm -rf "$folder"
   [[ $code == 0 ]] || return "$code"
-  on_workers 'mkdir -p l2s_jax && tar -xzf l2s_jax.tar.gz -C l2s_jax' &&
+  on_workers "${unless_going}chmod 600 l2s_jax.env && mkdir -p l2s_jax && tar -xzf l2s_jax.tar.gz -C l2s_jax" &&
     # The images of Google hold Python 3.10; Ubuntu has 3.11 beside it. A new machine updates itself.
     on_workers 'command -v python3.11 || (sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=300 install -qy python3.11-venv)' &&
-    on_workers 'cd l2s_jax && make install && .venv/bin/pip install -qq -c constraints.txt -e ".[tpu]"' &&
+    on_workers "${unless_going}"'cd l2s_jax && make install && .venv/bin/pip install -qq -c constraints.txt -e ".[tpu]"' &&
     { [[ -z ${L2S_TPU_SETUP:-} ]] || on_workers "$L2S_TPU_SETUP"; }
 }
 
 # ---- the run ----
 
-# Detached, so that a connection which breaks does not end it. One that goes on is left alone; one
-# that has ended may still hold its number, where nobody has waited for it.
+# Detached, so that a connection which breaks does not end it.
 start() {
-  on_workers "cd l2s_jax && if [ -f run.pid ] && [ ! -f run.exit ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then exit 0; fi; \
-rm -f run.exit; nohup setsid bash -c $(printf '%q' ".venv/bin/l2s $verb; echo \$? >run.exit") \
+  on_workers "${unless_going}cd l2s_jax && rm -f run.exit; \
+nohup setsid bash -c $(printf '%q' "source ../l2s_jax.env; .venv/bin/l2s $verb; echo \$? >run.exit") \
 >run.log 2>&1 </dev/null & echo \$! >run.pid"
 }
 

@@ -37,7 +37,7 @@ build() {
   context=$(mktemp -d -t l2s_jax.XXXXXX)
   run git archive --format=tar --output "$context/l2s_jax.tar" HEAD
   run tar -xf "$context/l2s_jax.tar" -C "$context"
-  run docker build --file "$context/launch/Dockerfile" --tag "$L2S_IMAGE" "$context"
+  run docker build --platform linux/amd64 --file "$context/launch/Dockerfile" --tag "$L2S_IMAGE" "$context"
   run docker push "$L2S_IMAGE"
   rm -rf "$context"
 }

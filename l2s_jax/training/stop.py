@@ -119,9 +119,9 @@ class StopSignal:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        self.check()
-        self._may_raise = True
+        self._may_raise = True  # before the look: what comes after it raises
         try:
+            self.check()
             yield
         finally:
             self._may_raise = False

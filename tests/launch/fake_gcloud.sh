@@ -26,9 +26,11 @@ boot() {
 
 on_worker() {
   # Installing is not what is tried here.
-  [[ $command == *"make install"* || $command == *apt-get* || $command == *tar* ]] && return
-  # </dev/null: as over ssh, nothing that is left behind holds the caller's streams.
-  (cd "$CLOUD/worker$1" && timeout 60 bash -c "$command" </dev/null)
+  [[ $command == *"make install"* || $command == *apt-get* ]] && return
+  # </dev/null: as over ssh, nothing that is left behind holds the caller's streams. Nor does a
+  # worker see the caller's environment.
+  (cd "$CLOUD/worker$1" &&
+    env -i PATH="$PATH" HOME="$PWD" CLOUD="$CLOUD" timeout 60 bash -c "$command" </dev/null)
 }
 
 missing() {
@@ -65,6 +67,8 @@ case "$kind $verb" in
       sed -i 1d "$CLOUD/scp_fails"
       exit 1
     fi
+    cp "$1" "$2" "$CLOUD/worker0"
+    cp "$1" "$2" "$CLOUD/worker1"
     ;;
   "tpu-vm ssh")
     [[ $(cat "$CLOUD/node") == READY ]]

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -19,7 +20,9 @@ VERB = ["sft", "--config", "configs/sft_qwen2_5_7b.py", "--workdir", "/data/a b"
 L2S = """#!/usr/bin/env bash
 set -euo pipefail
 printf '%q ' "$@" >>"$CLOUD/asked"; echo >>"$CLOUD/asked"
+echo "${PYTHONUNBUFFERED:-} ${HF_TOKEN:-}" >>"$CLOUD/environment"
 echo "step 1"
+while [[ -f $CLOUD/waits ]]; do sleep 0.05; done
 if [[ -f $CLOUD/hangs ]]; then rm -f "$CLOUD/hangs"; sleep 60; fi
 exit "$(cat "$CLOUD/code")"
 """
@@ -176,6 +179,49 @@ def test_a_mistake_ends_the_script_and_a_lost_host_does_not(cloud):
     code, said = ended("tpu_vm.sh", *RUN, *VERB, **env)
     assert code == 1 and "given up after 2 starts" in said
     assert len((folder / "asked").read_text().splitlines()) == 2 + 2 * 2
+
+
+def test_a_run_that_goes_on_keeps_its_program(cloud):
+    folder, env = cloud
+    (folder / "fate").write_text("done\n")
+    (folder / "waits").touch()
+    script = [str(LAUNCH / "tpu_vm.sh"), *RUN, *VERB]
+    pages = [folder / f"worker{n}" / "l2s_jax" / "README.md" for n in (0, 1)]
+    with subprocess.Popen(script, env=os.environ | env, stderr=subprocess.DEVNULL) as going:
+        while not (folder / "asked").exists() or len((folder / "asked").read_text().split()) < 14:
+            assert going.poll() is None
+            time.sleep(0.05)
+        for page in pages:
+            page.write_text("of the going run")
+        said_by("tpu_vm.sh", "create", *RUN[1:], **env)
+        assert {page.read_text() for page in pages} == {"of the going run"}
+        (folder / "waits").unlink()
+        assert going.wait(60) == 0
+    said_by("tpu_vm.sh", "create", *RUN[1:], **env)
+    committed = subprocess.check_output(
+        ["git", "show", "HEAD:README.md"], cwd=REPOSITORY, text=True
+    )
+    assert {page.read_text() for page in pages} == {committed}
+
+
+def test_the_run_has_the_environment_that_is_written_down(cloud, tmp_path):
+    folder, env = cloud
+    (folder / "fate").write_text("done\n" * 2)
+    copy = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "-q", "--depth=1", f"file://{REPOSITORY}", copy], check=True)
+    shutil.copy(LAUNCH / "tpu_vm.sh", copy / "launch")
+    with (copy / "launch" / "workload.env").open("a") as file:
+        file.write("HF_TOKEN\n")
+    script = [str(copy / "launch" / "tpu_vm.sh"), *RUN, *VERB]
+    token = "it's a $secret"
+    with_token = os.environ | env | {"HF_TOKEN": token}
+    found = subprocess.run(script, env=with_token, check=False, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert (folder / "environment").read_text().splitlines() == [f"1 {token}"] * 2
+    assert "secret" not in found.stderr + (folder / "calls").read_text()
+    without = {k: v for k, v in (os.environ | env).items() if k != "HF_TOKEN"}
+    found = subprocess.run(script, env=without, check=False, capture_output=True, text=True)
+    assert found.returncode == 1 and "HF_TOKEN, which is not set here" in found.stderr
 
 
 def test_what_could_not_be_copied_is_copied_again(cloud):
