@@ -136,13 +136,17 @@ def _import(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     if args.adapter:
+        if args.measured is not None:
+            raise ValueError(
+                "--measured goes into a whole model's card. Leave it or --adapter out."
+            )
         from l2s_jax.export.peft import export_adapter
 
         export_adapter(args.checkpoint, args.out, push=args.push)
     else:
         from l2s_jax.export.hf import export_checkpoint
 
-        export_checkpoint(args.checkpoint, args.out, push=args.push)
+        export_checkpoint(args.checkpoint, args.out, push=args.push, evaluation=args.measured)
     _say(args, f"done: {args.out}")
 
 
@@ -153,7 +157,7 @@ def _list_export(args: argparse.Namespace) -> None:
 
     if args.adapter:
         raise ValueError("--dry-run lists whole models only. Leave --dry-run or --adapter out.")
-    sizes = list_export(args.checkpoint, args.out, push=args.push)
+    sizes = list_export(args.checkpoint, args.out, push=args.push, evaluation=args.measured)
     hub = None if args.push is None else address(args.push)
     with json_lines(None) as write:
         for name, size in sizes.items():
@@ -306,6 +310,8 @@ def _add_files(verbs) -> None:
     add("--checkpoint", type=path, required=True, help="checkpoint, or workdir of a run")
     add("--out", type=path, required=True, help="the Hugging Face folder")
     add("--push", metavar="REPO", help="Hub repository (owner/name) to upload it to")
+    text = "workdir of its l2s eval, whose results go into the model card"
+    add("--measured", type=path, metavar="DIR", help=text)
     text = "the adapter alone, for peft, of a run that trained one"
     add("--adapter", action="store_true", help=f"write {text}")
     text = "list the files and their sizes as JSON lines; write and send nothing"

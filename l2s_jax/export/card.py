@@ -51,6 +51,7 @@ class Measured:
     summary: Mapping[str, Any]  # in the shape of `evaluation/summary.py`; quoted, never computed
     file: str
     sha256: str
+    is_of_this: bool = False  # this model was asked; else all stages of the run that made it
 
 
 def model_card(
@@ -130,6 +131,11 @@ def _results(measured: Measured | None, dtype: str, weights_dtype: str | None) -
     ]
     more = [f"{name} {summary[name]}" for name in PROVENANCE if summary.get(name)]
     when = f" ({', '.join(more)})" if more else ""
+    whose = (
+        "The rows are of this model."
+        if measured.is_of_this
+        else "The rows are of the run's stages; this export is one checkpoint of it."
+    )
     return "\n".join(
         [
             "## Results",
@@ -139,8 +145,7 @@ def _results(measured: Measured | None, dtype: str, weights_dtype: str | None) -
             *rows,
             "",
             f"Measured by `l2s eval`{when} and copied from `{measured.file}` of the run (SHA-256"
-            f" `{measured.sha256}`), rounded; a truncated answer counts as wrong. The rows are of"
-            " the run's stages; this export is one checkpoint of it."
+            f" `{measured.sha256}`), rounded; a truncated answer counts as wrong. {whose}"
             + _rounding(dtype, weights_dtype),
             "",
         ]

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from l2s_jax.config import CONFIG_FILE
 from l2s_jax.evaluation.summary import read_summary
 from l2s_jax.export.card import Measured, model_card
 from l2s_jax.export.folder import Parts, write_small_files
@@ -20,7 +21,7 @@ from l2s_jax.export.hub import check_repository, push_folder
 from l2s_jax.export.reload import check_reloaded, facts
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.model.decoder import Params
-from l2s_jax.model.hf.files import INDEX, DiskDTypeName
+from l2s_jax.model.hf.files import INDEX, DiskDTypeName, read_json
 from l2s_jax.model.hf.origin import Origin
 from l2s_jax.model.hf.write import (
     SHARD_BYTES,
@@ -73,15 +74,17 @@ def export_checkpoint(
     out: str | pathlib.Path,
     push: str | None = None,
     dtype: DiskDTypeName | None = None,
+    evaluation: str | pathlib.Path | None = None,
 ) -> None:
-    """Exports a policy's workdir; its `summary.json`, if any, goes into the card.
+    """Exports a policy's workdir; the `summary.json` of its evaluation goes into the card.
 
     Args:
       push: Hub repository ("owner/name") that the finished folder is uploaded to.
       dtype: of the weights in the folder; None is the origin's, or float32.
+      evaluation: workdir of an `l2s eval` of this policy; None is the policy's own, if any.
     """
     out = pathlib.Path(out)
-    parts, card = prepare(checkpoint, out, push, dtype)
+    parts, card = prepare(checkpoint, out, push, dtype, evaluation)
     write_folder(out, parts, card)
     if push is not None:
         push_folder(out, push)
@@ -92,9 +95,10 @@ def list_export(
     out: str | pathlib.Path,
     push: str | None = None,
     dtype: DiskDTypeName | None = None,
+    evaluation: str | pathlib.Path | None = None,
 ) -> dict[str, int]:
     """File name → bytes of what `export_checkpoint` would write; reads no weights."""
-    parts, card = prepare(checkpoint, pathlib.Path(out), push, dtype)
+    parts, card = prepare(checkpoint, pathlib.Path(out), push, dtype, evaluation)
     files = plan_files(parts.model, parts.dtype, parts.shard_bytes)
     sizes = {file.name: file.size for file in files}
     if len(files) > 1:
@@ -110,12 +114,14 @@ def prepare(
     out: pathlib.Path,
     push: str | None,
     dtype: DiskDTypeName | None,
+    evaluation: str | pathlib.Path | None,
 ) -> tuple[Parts, str]:
     """What an export of `checkpoint` is made of, and its card; refuses what cannot be done."""
     if push is not None:
         check_repository(push)
     refuse_existing(out)
     workdir = model_folder(checkpoint)
+    measured = read_measured(workdir, evaluation)
     if (workdir / MODEL_FILE).exists() and not (workdir / LORA_FILE).exists():
         policy = without_weights(workdir)
         leaves = CheckpointLeaves(workdir)
@@ -133,20 +139,35 @@ def prepare(
         origin=policy.origin,
         dtype=dtype or (policy.origin.dtype if policy.origin is not None else "float32"),
     )
-    measured = read_measured(workdir)
     card = model_card(
         name=push or out.name, parts=parts, weights_dtype=weights_dtype, measured=measured
     )
     return parts, card
 
 
-def read_measured(workdir: pathlib.Path) -> Measured | None:
-    """The evaluation in a workdir, and which file that is."""
-    where = workdir / "summary.json"
-    if not where.is_file():
+def read_measured(
+    workdir: pathlib.Path, evaluation: str | pathlib.Path | None = None
+) -> Measured | None:
+    """What was measured on a policy, and which file says so.
+
+    Args:
+      evaluation: workdir of an `l2s eval`, which must be of this policy; None: the policy's own.
+    """
+    where = (workdir if evaluation is None else pathlib.Path(evaluation)) / "summary.json"
+    if evaluation is None and not where.is_file():
         return None
+    summary = read_summary(where)
+    if evaluation is not None:
+        asked = read_json(where.with_name(CONFIG_FILE)).get("model")
+        if not isinstance(asked, str) or model_folder(asked).resolve() != workdir.resolve():
+            raise ValueError(
+                f"{evaluation} is an evaluation of model={asked!r}, but {workdir} is exported. Give"
+                " the workdir of an `l2s eval` with that model, from the folder it was run in."
+            )
     digest = hashlib.sha256(where.read_bytes()).hexdigest()
-    return Measured(summary=read_summary(where), file=where.name, sha256=digest)
+    return Measured(
+        summary=summary, file=where.name, sha256=digest, is_of_this=evaluation is not None
+    )
 
 
 def write_folder(out: pathlib.Path, parts: Parts, card: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from l2s_jax.export.card import Measured, base_model, model_card
-from l2s_jax.export.hf import export_checkpoint, read_measured
+from l2s_jax.export.hf import export_checkpoint, list_export, read_measured
 from l2s_jax.model.hf.origin import Origin
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.training.policy import save_policy
@@ -74,6 +74,25 @@ def test_where_the_numbers_are_from(tmp_path):
     for fact in ("seeds [7, 8]", "commit 0123abc", "float32 and are here as they were"):
         assert fact in card
     assert "date" not in card  # the summary has none
+
+
+def test_the_evaluation_of_this_model_and_of_no_other(tmp_path):
+    for name in ("run", "other"):
+        save_policy(tmp_path / name, Policy(**policy_parts()))
+    asked = tmp_path / "eval"
+    asked.mkdir()
+    with pytest.raises(ValueError, match=r"eval/summary.json: not found"):
+        export_checkpoint(tmp_path / "run", tmp_path / "out", evaluation=asked)
+    (asked / "summary.json").write_text(json.dumps(SUMMARY))
+    (asked / "config.json").write_text(json.dumps({"model": str(tmp_path / "other")}))
+    with pytest.raises(ValueError, match=r"evaluation of model='.*other', but .*run is exported"):
+        export_checkpoint(tmp_path / "run", tmp_path / "out", evaluation=asked)
+    assert not (tmp_path / "out").exists()
+    export_checkpoint(tmp_path / "other", tmp_path / "out", evaluation=asked)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert rows_of(card) == rows_of(card_of()) and "The rows are of this model." in card
+    sizes = list_export(tmp_path / "other", tmp_path / "new", evaluation=asked)
+    assert sizes["README.md"] == len(card.encode())  # a name as long
 
 
 def test_rounding_is_told():
