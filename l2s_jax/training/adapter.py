@@ -28,9 +28,10 @@ from l2s_jax.model.hf.names import flatten
 from l2s_jax.model.lora import LoraConfig, abstract_adapter, init_adapter, join, split
 from l2s_jax.sampling.policy import Policy
 from l2s_jax.sharding import shardings
+from l2s_jax.tokens.tokenizer import model_folder
 from l2s_jax.tokens.triggers import Spelling, Triggers, TriggerStarts
 from l2s_jax.training.hosts import check_all, is_first, whole
-from l2s_jax.training.parameters import restore_params
+from l2s_jax.training.parameters import params_words, restore_params
 
 LORA_FILE = "lora.json"
 PER_AXIS = 16  # values of every leaf that the digest looks at, along each of its axes
@@ -47,14 +48,24 @@ class AdapterRecord:
     starts: TriggerStarts | None = None
 
 
-def base_digest(policy: Policy) -> str:
+def base_digest(base: str | pathlib.Path, policy: Policy) -> str:
     """A fingerprint of shape and weights: every leaf is looked at, few of its values are.
 
     Two models of one shape differ in nearly every value, so that a few tell them apart. How a run
-    computes is no part of the shape.
+    computes is no part of the shape. A base that is a merged adapter itself is told by what it was
+    merged from: the sum comes out another way on another kind of device.
+
+    Args:
+      base: where the policy was loaded from.
     """
     shape = dataclasses.replace(policy.model, dtype="float32", remat="none")
     sha = hashlib.sha256(json.dumps(to_json(shape), sort_keys=True).encode())
+    folder = model_folder(base)
+    if (folder / LORA_FILE).exists():
+        record = read_record(folder)
+        merged = {"of": record.digest, "lora": to_json(record.lora), "arrays": params_words(folder)}
+        sha.update(json.dumps(merged, sort_keys=True).encode())
+        return sha.hexdigest()[:32]
     for path, leaf in sorted(flatten(policy.params).items()):
         some = leaf[tuple(slice(None, None, max(1, size // PER_AXIS)) for size in leaf.shape)]
         sha.update(f"{path} {leaf.shape}".encode())

@@ -203,7 +203,7 @@ def train(cfg: GrpoRun, workdir: pathlib.Path, stop: StopSignal) -> None:
     params = policy.params
     if cfg.lora is not None:
         params = add_adapter(policy, cfg.lora, jax.random.key(cfg.seed))
-        digest = base_digest(policy)
+        digest = base_digest(cfg.model, policy)
         claim_base(workdir, AdapterRecord(lora=cfg.lora, base=cfg.model, digest=digest))
     state = begin_state(params, optimizer, places, weights=cfg.optim.weights)
     describe_policy(workdir, policy)

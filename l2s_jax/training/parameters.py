@@ -50,6 +50,12 @@ def refuse_damaged(folder: pathlib.Path) -> None:
         )
 
 
+def params_words(workdir: pathlib.Path) -> dict[str, str]:
+    """What the newest step says of every parameter's values, by its dotted path."""
+    said = manifest.read(params_folder(workdir).parent)["arrays"]
+    return {path: word for path, word in said.items() if path.startswith(f"{ITEM}.")}
+
+
 def saved_params(workdir: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of every parameter of the newest step, by its dotted path."""
     folder: Any = params_folder(workdir)  # Orbax has its own class of paths

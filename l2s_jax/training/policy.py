@@ -108,7 +108,7 @@ def load_adapted(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Lor
             f"{folder / LORA_FILE}: the adapter's base model {record.base} cannot be read ({error})"
             " Put it back, start from the folder that its path is seen from, or correct `base`."
         ) from None
-    check_base(folder, record, base_digest(base))
+    check_base(folder, record, base_digest(record.base, base))
     if record.spelling is not None:
         base = teach_triggers(base, record.spelling, record.starts or TriggerStarts())
     params = restore_adapter(folder, base, record.lora, mesh)

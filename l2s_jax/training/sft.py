@@ -396,7 +396,7 @@ def adapter_record(cfg: SftRun, base: Policy) -> AdapterRecord:
     return AdapterRecord(
         lora=cfg.lora,
         base=cfg.model,
-        digest=base_digest(base),
+        digest=base_digest(cfg.model, base),
         spelling=teaching.spelling if teaching else None,
         starts=teaching.starts if teaching else None,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -232,14 +233,30 @@ def test_another_base_is_refused(tmp_path):
         run(cfg, tmp_path / "run")
 
 
-def test_the_digest_sees_shape_and_weights():
+def test_the_digest_sees_shape_and_weights(tmp_path):
     policy = untaught_policy()
-    digest = base_digest(policy)
+    digest = base_digest(tmp_path, policy)
     on_mesh = jax.device_put(policy.params, jax.devices()[3])
-    assert base_digest(dataclasses.replace(policy, params=on_mesh)) == digest
-    assert base_digest(untaught_policy(seed=1)) != digest
+    assert base_digest(tmp_path, dataclasses.replace(policy, params=on_mesh)) == digest
+    assert base_digest(tmp_path, untaught_policy(seed=1)) != digest
     other = dataclasses.replace(policy.model, rope_theta=2e4)
-    assert base_digest(dataclasses.replace(policy, model=other)) != digest
+    assert base_digest(tmp_path, dataclasses.replace(policy, model=other)) != digest
+
+
+def test_a_merged_base_is_known_wherever_it_is_merged(finished, tmp_path):
+    """Another kind of device adds another way; another step, or another base, is another model."""
+    root, cfg = finished
+    policy = load_policy(root / "run")
+    digest = base_digest(root / "run", policy)
+    rounded = jax.tree.map(lambda leaf: jnp.nextafter(leaf, jnp.inf), policy.params)
+    assert base_digest(root / "run", dataclasses.replace(policy, params=rounded)) == digest
+    shutil.copytree(root / "run", tmp_path / "more")
+    assert base_digest(tmp_path / "more", policy) == digest
+    record = json.loads((tmp_path / "more" / LORA_FILE).read_text())
+    (tmp_path / "more" / LORA_FILE).write_text(json.dumps(record | {"digest": "of another"}))
+    assert base_digest(tmp_path / "more", policy) != digest
+    run(dataclasses.replace(cfg, seed=cfg.seed + 1), tmp_path / "other")
+    assert base_digest(tmp_path / "other", policy) != digest
 
 
 def test_a_model_that_starts_anew_takes_no_adapter(tmp_path):
