@@ -58,11 +58,6 @@ class Batches:
             )
         self.fill = self._rows.num_tokens / (self.num_rows * row_length)
 
-    @property
-    def rows(self) -> list[Row]:
-        """Every row once, laid out."""
-        return [build_row(bin, self._rows.row_length) for bin in self._rows.bins]
-
     def __getitem__(self, step: int) -> Batch:
         first = step * self._batch_rows
         return stack([self._rows[first + k] for k in range(self._batch_rows)])

@@ -2,7 +2,7 @@
 
 Lives here: writing items so that a kill at any instant leaves the old set or the new one, and
 reading them back with every byte checked. Not here: how items are made (`curation`), token
-sequences made of them (`data/pipeline.py`).
+sequences made of them (`tokens/layouts.py`).
 
 A set is a folder of JSON-lines shards and `manifest.json`, which names each shard with its count
 and SHA-256. Shards are named by their digest, so a new set never overwrites a shard of the old

@@ -1,7 +1,7 @@
 r"""A teacher's text cut into thought and answer text. Pure strings.
 
 Lives here: the cut, for texts that mark it and for texts that do not, and the rule by which every
-answer text ends up with its final answer boxed. Not here: reading traces (`data/sources.py`),
+answer text ends up with its final answer boxed. Not here: reading traces (`data/recorded.py`),
 judging them (`verify`, `curation`).
 
 A long text marks where its thinking ends; what follows is the answer text. A short one does not:

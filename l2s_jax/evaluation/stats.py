@@ -177,6 +177,7 @@ def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _describe(answers: Sequence[Answer]) -> dict[str, Any]:
     share, length = accuracy(answers), estimate(answers, tokens)
+    more = {"pass_at": found} if (found := passes(answers)) else {}
     return {
         "accuracy": share.mean,
         "tokens": length.mean,
@@ -185,6 +186,22 @@ def _describe(answers: Sequence[Answer]) -> dict[str, Any]:
         "easy_share": _share(answers, is_short),
         "truncated": _share(answers, lambda answer: answer["finish_reason"] == "length"),
         "num_questions": len({answer["id"] for answer in answers}),
+    } | more
+
+
+def passes(answers: Sequence[Answer]) -> dict[str, float]:
+    """pass@k for k = 2, 4 and so on up to the samples of a question; mean over seeds."""
+    by_seed = group_by(answers, lambda answer: answer["seed"])
+    counts = []
+    for ours in by_seed.values():
+        samples = group_by(ours, lambda answer: answer["id"]).values()
+        num = np.array([len(group) for group in samples])
+        counts.append((num, np.array([sum(a["correct"] for a in group) for group in samples])))
+    fewest = min(num.min() for num, _ in counts)
+    ks = [1 << n for n in range(1, int(fewest).bit_length())]
+    return {
+        str(k): float(np.mean([pass_at_k(num, right, k).mean() for num, right in counts]))
+        for k in ks
     }
 
 

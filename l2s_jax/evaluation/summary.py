@@ -1,7 +1,7 @@
 """The summary of a run: what `summary.json` says, for programs and for the report.
 
 Lives here: making the summary from the answers, and reading it back. Not here: the numbers of one
-mode (`stats`), the page (`report`), which bars a run is held to (`benchmark`).
+mode (`stats`), the page (`report`), which bars a run is held to (`cli/bars.py`).
 
 Shape of the file, where `stages → mode` is the output of `stats.summarize`:
 
@@ -12,7 +12,8 @@ Shape of the file, where `stages → mode` is the output of `stats.summarize`:
                         "force-long": {...}}},
      "seconds": {"train": ...}, "seeds": [0, 1, 2]}
 
-in auto also "p_short_after_easy" {"mean", "percentile_5", "lowest", "num_answers"} and in free
+with several samples of a question also "pass_at" {"2": ..., "4": ...}; in auto also
+"p_short_after_easy" {"mean", "percentile_5", "lowest", "num_answers"} and in free
 "wrote_short_after_easy" {"share", "num_answers"} (`forced.py`); and, where whoever writes it adds
 them, "title", "notes" (lines of text) and "bars" ({"name", "value", "bar", "holds", "note"}).
 """

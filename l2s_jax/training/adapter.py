@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from l2s_jax.config import from_json, to_json
+from l2s_jax.data.store import replace_file
 from l2s_jax.model.config import DTypeName
 from l2s_jax.model.decoder import Params
 from l2s_jax.model.hf.files import read_json
@@ -108,9 +109,7 @@ def _claim_base(workdir: pathlib.Path, record: AdapterRecord) -> None:
         check_base(workdir, read_record(workdir), record.digest)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    beside = workdir / (LORA_FILE + ".part")
-    beside.write_text(json.dumps(to_json(record), indent=2) + "\n")
-    beside.rename(path)
+    replace_file(path, (json.dumps(to_json(record), indent=2) + "\n").encode())
 
 
 def read_record(workdir: pathlib.Path) -> AdapterRecord:

@@ -47,7 +47,7 @@ class PackedSizes:
     """Shapes of the update's packed rows."""
 
     row_length: int  # a multiple of `TILE` that holds any rollout
-    row_quantum: int  # an eighth of the rows: eight programs at most, in practice one or two
+    row_quantum: int  # about an eighth of the rows, so that few shapes are compiled
 
     @classmethod
     def of(

@@ -5,12 +5,14 @@ row. Not here: the decision to skip, which is inside the compiled step (`trainin
 """
 
 import dataclasses
+import io
 import pathlib
 import sys
 from typing import Any
 
 import numpy as np
 
+from l2s_jax.data.store import replace_file
 from l2s_jax.training.hosts import is_first, whole
 from l2s_jax.types import Metrics
 
@@ -71,7 +73,6 @@ def save_batch(path: pathlib.Path, batch: Any) -> None:
     if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    beside.rename(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    replace_file(path, content.getvalue())

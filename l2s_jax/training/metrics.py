@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from l2s_jax.data.store import replace_file
 from l2s_jax.training.hosts import is_first
 from l2s_jax.training.writers import TensorBoard, Wandb, WandbConfig, Writer
 from l2s_jax.types import Metrics
@@ -47,9 +48,7 @@ class StepLines:
         if not is_first():
             return
         kept = self._lines_before(resume_from)
-        beside = path.with_suffix(".part")
-        beside.write_text("".join(kept))
-        beside.rename(path)
+        replace_file(path, "".join(kept).encode())
         self._file = path.open("a")
 
     def _lines_before(self, step: int) -> list[str]:
@@ -102,12 +101,6 @@ class MetricsFile:
 
     def close(self) -> None:
         self._lines.close()
-
-    def __enter__(self) -> "MetricsFile":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
 
 class RunLog:

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from l2s_jax.config import from_json, to_json
+from l2s_jax.data.store import replace_file
 from l2s_jax.model.config import DTypeName, ModelConfig
 from l2s_jax.model.decoder import Params, abstract_params
 from l2s_jax.model.hf.files import DiskDTypeName
@@ -189,10 +190,8 @@ def describe_policy(workdir: pathlib.Path, policy: Policy) -> None:
         policy.triggers.save(workdir / TOKENIZER_FOLDER)
     if policy.origin is not None:
         policy.origin.save(workdir)
-    # Last, and by a rename: its presence is what makes the folder a policy's workdir.
-    beside = workdir / (MODEL_FILE + ".part")
-    beside.write_text(json.dumps(to_json(policy.model), indent=2))
-    beside.rename(workdir / MODEL_FILE)
+    # Last: its presence is what makes the folder a policy's workdir.
+    replace_file(workdir / MODEL_FILE, json.dumps(to_json(policy.model), indent=2).encode())
 
 
 def teach_triggers(policy: Policy, spelling: Spelling, starts: TriggerStarts) -> Policy:

@@ -138,12 +138,6 @@ class SftRun:
         schedule(self.optim, self.num_steps)  # refuses a warm-up that outlasts the run
 
 
-def batch_logp(cfg: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B T"]:
-    """Log-prob of the targets of a packed batch that a loss reads, nats; 0 elsewhere."""
-    hidden = batch_hidden(cfg, params, batch)
-    return target_logp(params, hidden, batch.targets, (batch.weights != 0) | batch.routing)
-
-
 def batch_hidden(
     cfg: ModelConfig, params: Params, batch: Batch, attend: Attend = attend_blocks
 ) -> Float[Array, "B T D"]:

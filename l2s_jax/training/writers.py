@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+from l2s_jax.data.store import replace_file
+
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_ID_FILE = "wandb_id"
 
@@ -91,7 +93,7 @@ class Wandb:
     def _run_id(self) -> str:
         path = self._workdir / WANDB_ID_FILE
         if not path.exists():
-            path.write_text(uuid.uuid4().hex)
+            replace_file(path, uuid.uuid4().hex.encode())
         return path.read_text()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from l2s_jax.data.pipeline import Batches, in_turn
+from l2s_jax.data.pipeline import Batches, Rows, in_turn
 from l2s_jax.tokens.layouts import assemble
 
 LENGTH, ROWS = 16, 4
@@ -27,6 +27,12 @@ def names(batch):
     return [row.tobytes() for row in np.concatenate([batch.tokens, batch.targets], axis=1)]
 
 
+def all_rows():
+    """Every row once: those of the first epoch."""
+    rows = Rows(make_examples(), row_length=LENGTH, seed=0)
+    return [rows[number] for number in range(len(rows))]
+
+
 def first_rows(batches, epochs):
     """The rows of the first epochs, in order."""
     number = epochs * batches.num_rows
@@ -39,9 +45,7 @@ def test_each_row_once_per_epoch_in_another_order():
     rows = first_rows(batches, 3)
     size = batches.num_rows
     epochs = [rows[start : start + size] for start in range(0, 3 * size, size)]
-    every = Counter(
-        np.concatenate([row["tokens"], row["targets"]]).tobytes() for row in batches.rows
-    )
+    every = Counter(np.concatenate([row["tokens"], row["targets"]]).tobytes() for row in all_rows())
     assert [Counter(epoch) for epoch in epochs] == [every] * 3
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
@@ -49,7 +53,7 @@ def test_each_row_once_per_epoch_in_another_order():
 def test_every_token_of_every_example_is_there():
     examples = make_examples()
     batches = make_batches()
-    tokens = np.concatenate([row["tokens"][row["segment_ids"] > 0] for row in batches.rows])
+    tokens = np.concatenate([row["tokens"][row["segment_ids"] > 0] for row in all_rows()])
     assert Counter(tokens.tolist()) == Counter(t for e in examples for t in e.tokens.tolist())
     assert batches.fill == len(tokens) / (batches.num_rows * LENGTH)
     assert batches.fill > 0.9

@@ -152,6 +152,25 @@ def test_pass_at_more_than_was_sampled_is_refused():
         stats.pass_at_k(np.array([8, 3]), np.array([1, 1]), 4)
 
 
+def test_a_summary_has_pass_at_k_where_questions_were_sampled_more_than_once():
+    answers = [a for a in simulate_answers(num_per_level=3) if a["mode"] == "auto"]
+    assert "pass_at" not in stats.summarize(answers)
+    rng = np.random.default_rng(0)
+    many = [a | {"correct": bool(rng.random() < 0.4)} for a in answers for _ in range(5)]
+    found = stats.summarize(many)["pass_at"]
+    expected = {}
+    for k in (2, 4):
+        by_seed = []
+        for seed in sorted({a["seed"] for a in many}):
+            hits = []
+            for id in sorted({a["id"] for a in many}):
+                right = [a["correct"] for a in many if (a["id"], a["seed"]) == (id, seed)]
+                hits += [any(some) for some in itertools.combinations(right, k)]
+            by_seed.append(np.mean(hits))
+        expected[str(k)] = np.mean(by_seed)
+    assert found == pytest.approx(expected)
+
+
 def test_summarize_has_the_shape_of_the_file():
     answers = [a for a in simulate_answers(num_per_level=5) if a["mode"] == "auto"]
     got = stats.summarize(answers)

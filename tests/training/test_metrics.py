@@ -1,5 +1,6 @@
 """What a run's log leaves: after a kill, after a resume, and what ends a run."""
 
+import contextlib
 import json
 import sys
 import time
@@ -17,13 +18,13 @@ def lines(workdir, file=FILE):
 
 
 def write(workdir, steps, resume_from=0):
-    with MetricsFile(workdir, resume_from=resume_from) as file:
+    with contextlib.closing(MetricsFile(workdir, resume_from=resume_from)) as file:
         for step in steps:
             file.write(step, {"loss": jnp.float32(step / 2)})
 
 
 def test_a_line_per_step(tmp_path):
-    with MetricsFile(tmp_path, resume_from=0) as file:
+    with contextlib.closing(MetricsFile(tmp_path, resume_from=0)) as file:
         assert file.write(1, {"loss": jnp.float32(0.5), "tokens": 3}) == {"loss": 0.5, "tokens": 3}
         assert lines(tmp_path) == [{"step": 1, "loss": 0.5, "tokens": 3.0}]  # before it is closed
 
@@ -48,7 +49,7 @@ def test_half_a_last_line_is_dropped(tmp_path, cut):
 
 @pytest.mark.parametrize("strange", ["nan", "inf", "-inf"])
 def test_a_number_that_is_none_ends_the_run(tmp_path, strange):
-    with MetricsFile(tmp_path, resume_from=0) as file:
+    with contextlib.closing(MetricsFile(tmp_path, resume_from=0)) as file:
         file.write(1, {"loss": 1.0})
         metrics = {"loss": 1.0, "grad_norm": jnp.float32(strange), "skipped": jnp.float32(0.0)}
         with pytest.raises(FloatingPointError, match=f"step 2: .*grad_norm={strange}") as raised:
@@ -58,7 +59,7 @@ def test_a_number_that_is_none_ends_the_run(tmp_path, strange):
 
 
 def test_a_skipped_step_leaves_its_strange_numbers_out_and_counts_them(tmp_path):
-    with MetricsFile(tmp_path, resume_from=0) as file:
+    with contextlib.closing(MetricsFile(tmp_path, resume_from=0)) as file:
         numbers = file.write(1, {"loss": jnp.float32("nan"), "tokens": 2, "skipped": 1.0})
     assert numbers == {"tokens": 2.0, "skipped": 1.0, "not_finite": 1.0}
     assert lines(tmp_path) == [{"step": 1} | numbers]

@@ -10,7 +10,7 @@ import pytest
 
 from l2s_jax.data.arithmetic import ArithmeticDocuments
 from l2s_jax.data.packing import build_row
-from l2s_jax.data.pipeline import Batches
+from l2s_jax.data.pipeline import Batches, bins_of
 from l2s_jax.model.decoder import forward, logits
 from l2s_jax.model.seen import Seen
 from l2s_jax.objectives.sft import sft_loss
@@ -21,7 +21,7 @@ from l2s_jax.training.feed import Work, report_data
 from l2s_jax.training.metrics import FILE, SPEED_FILE
 from l2s_jax.training.optim import OptimConfig
 from l2s_jax.training.policy import load_policy, save_policy
-from l2s_jax.training.sft import SftRun, batch_logp, check_lengths, loss_of, run
+from l2s_jax.training.sft import SftRun, check_lengths, loss_of, run
 from l2s_jax.training.speed import Clock
 from tests.training.tiny import (
     MODEL,
@@ -89,9 +89,9 @@ def test_weights_of_route_and_short_path_count():
 
 
 @jax.jit
-def gradient_by_place(params, batch):
+def gradient_by_place(batch):
     """How the loss changes with every log-prob: what each target is trained with."""
-    logp_BT = batch_logp(POLICY.model, params, batch)
+    logp_BT = jnp.zeros(batch.tokens.shape)  # the loss is linear in them
     grad = jax.grad(lambda lp: sft_loss(lp, batch.weights, num_tokens=batch.num_tokens)[0])
     return -grad(logp_BT) * batch.num_tokens
 
@@ -102,7 +102,7 @@ def test_what_is_trained_and_what_is_given():
     stop, triggers = POLICY.tokenizer.stop_ids[0], POLICY.triggers
     for item in (easy, regular):
         example = encode_item(item, LayoutConfig(), POLICY.tokenizer, triggers)
-        pull = np.asarray(gradient_by_place(POLICY.params, batch_of([example])))[0]
+        pull = np.asarray(gradient_by_place(batch_of([example])))[0]
         prompt = len(POLICY.tokenizer.ask(item.question))
         assert not pull[: prompt - 1].any()  # the prompt's own tokens
         assert pull[prompt - 1] == 1  # the route, from the prompt's last token
@@ -139,8 +139,9 @@ def test_packed_equals_single(layout):
     examples = make_examples(layout)
     batches = Batches(examples, row_length=64, batch_rows=4, seed=0)
     assert batches.num_rows < len(examples)  # some rows hold several
+    packed = [build_row(bin, 64) for bin in bins_of(examples, 64)]
     single = [build_row([example], 64) for example in examples]
-    np.testing.assert_allclose(sum_of_losses(batches.rows), sum_of_losses(single), rtol=1e-5)
+    np.testing.assert_allclose(sum_of_losses(packed), sum_of_losses(single), rtol=1e-5)
 
 
 def sum_of_losses(rows):
