@@ -139,6 +139,11 @@ class GrpoRun:
                 "GrpoRun.preset trains markers that were forced by design, but rollouts='auto'"
                 " forces none. Set rollouts to forced_pair."
             )
+        if self.preset.design_probability not in (None, 0.5):
+            raise ValueError(
+                f"GrpoRun.preset.design_probability={self.preset.design_probability}: rollouts="
+                f"{self.rollouts!r} forces each route on half of those that it forces. Set 0.5."
+            )
         check_asking(self.asking, self.preset, self.sampling)
         schedule(self.optim, self.num_steps)  # refuses a warm-up that outlasts the run
 

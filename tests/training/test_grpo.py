@@ -259,6 +259,13 @@ def sampling(**changes):
         (sampling(routing=RoutingConfig(modes=("force-long",))), r"routing\.modes"),
         ({"optim": OptimConfig(warmup_steps=9)}, "warmup_steps=9"),
         ({"preset": adaptthink()}, "rollouts='auto' forces none"),
+        (
+            {
+                "preset": dataclasses.replace(adaptthink(), design_probability=0.7),
+                "rollouts": "mixed",
+            },
+            "design_probability=0.7.*'mixed'.*Set 0.5",
+        ),
         ({"preset": tldr()}, "Tldr has 3 levels"),
         ({"preset": tldr(), "asking": AskLevels(words=("{question} a", "{question}"))}, "3 levels"),
         ({"preset": l1_max()}, "L1Max holds lengths against a budget"),
