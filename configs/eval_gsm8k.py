@@ -5,6 +5,7 @@ The traces of configs/curate_gsm8k_traces.py answer 582 of the 1,319 *test* ques
 became items are left out here (766 remain); a result on all of them would be worth nothing.
 Elsewhere: --set problems.path=PROBLEMS.jsonl, and problems.exclude=WORKDIR_OF_THE_CURATION, or
 problems.exclude=null for a model that was not trained on them.
+Too large for one chip: --set mesh.tensor=4 dtype=bfloat16, and l2s plan says whether that fits.
 Hardware, time and result: not measured.
 """
 

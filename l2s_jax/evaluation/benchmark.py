@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 from tqdm import tqdm
@@ -47,6 +48,8 @@ class EvalRun:
     mesh: MeshConfig = MeshConfig()  # tensor cuts the weights, for a model too large for one chip
     num_workers: int = 2
     verify_seconds: float = 5.0
+
+    MAY_CHANGE: ClassVar = ("mesh", "num_workers")  # between two starts
 
     def __post_init__(self):
         if not self.modes or len(set(self.modes)) < len(self.modes):
