@@ -34,9 +34,13 @@ def quiet_absent_tpu() -> None:
     Once it is installed, JAX has it look for a TPU whatever the program; it finds none, and writes
     lines to standard error that look like errors.
     """
-    devices = [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")]
-    if not devices and importlib.util.find_spec("libtpu") is not None:
+    if not tpu_chips() and importlib.util.find_spec("libtpu") is not None:
         quiet_libtpu()
+
+
+def tpu_chips() -> list[pathlib.Path]:
+    """The device files of this machine's TPU chips."""
+    return [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")]
 
 
 def quiet_libtpu() -> None:

@@ -10,12 +10,13 @@ JAX_PROCESS_ID.
 import contextlib
 import importlib.util
 import os
-import pathlib
 import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+
+from l2s_jax.cli.devices import tpu_chips
 
 ADDRESS, COUNT, INDEX = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -25,7 +26,6 @@ ADDRESS, COUNT, INDEX = VARIABLES = (
 HEARTBEAT = "L2S_HEARTBEAT_SECONDS"
 HEARTBEAT_SECONDS = 60  # of silence, after which a process counts as gone and all others end
 FAREWELL_SECONDS = 10.0  # for the others' last words; the first process carries their connection
-TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 # How an error of the machinery begins; where jax waits for a program, it raises it as ValueError.
 STATUS = re.compile(
     "(CANCELLED|UNKNOWN|DEADLINE_EXCEEDED|FAILED_PRECONDITION|ABORTED|INTERNAL|UNAVAILABLE): "
@@ -113,9 +113,8 @@ def _join_slice(silence: int) -> int:
 
 def is_tpu_host() -> bool:
     """True on a machine with TPU chips on which jax would use them."""
-    has_chips = any(pathlib.Path(path).exists() for path in TPU_DEVICES)
     wanted = (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")
-    return has_chips and "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+    return bool(tpu_chips()) and "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
 
 
 def _number(name: str, usual: str = "") -> int:

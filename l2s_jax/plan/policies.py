@@ -82,6 +82,11 @@ def changed_by(adapter: Params, base: Params) -> Params:
     return changed
 
 
+def type_of(weights: Params) -> DTypeName:
+    """The type in which a policy's parameters are kept."""
+    return weights["embed"]["embedding"].dtype.name
+
+
 def weights_of(model: ModelConfig, mesh: Mesh, dtype: DTypeName) -> Params:
     """A policy's parameters in the training layout, kept in a type."""
     boxed = abstract_params(model)

@@ -24,7 +24,7 @@ from l2s_jax.evaluation.benchmark import EvalRun
 from l2s_jax.model.config import ModelConfig
 from l2s_jax.objectives.logprobs import num_parts
 from l2s_jax.plan.planned import Planned, place
-from l2s_jax.plan.policies import Others, taken_over, weights_of
+from l2s_jax.plan.policies import Others, taken_over, type_of, weights_of
 from l2s_jax.plan.sampler import Asked, Sampler, reshard_program
 from l2s_jax.plan.subject import (
     PROMPT_TOKENS,
@@ -36,7 +36,6 @@ from l2s_jax.plan.subject import (
 from l2s_jax.plan.topologies import Topology
 from l2s_jax.sharding import make_mesh
 from l2s_jax.training import grpo, sft
-from l2s_jax.training.adapter import kept_as
 from l2s_jax.training.grpo import GrpoRun
 from l2s_jax.training.rollouts import build_batch, group_modes
 from l2s_jax.training.scoring import Scorer
@@ -131,8 +130,8 @@ def pilot_programs(
         sampling=cfg.mixing.sampling, num_prompts=cfg.mixing.num_problems, longest=PROMPT_TOKENS
     )
     policy = dataclasses.replace(subject.policy, model=model)
-    sampler = Sampler(policy, cfg.mesh, topology, asked, kept=kept_as(cfg.lora))
     weights, beside = taken_over(state, cfg.lora, model, mesh)
+    sampler = Sampler(policy, cfg.mesh, topology, asked, kept=type_of(weights))
     made = reshard_program(model, mesh, weights, beside | {"sampler weights": sampler.params})
     return [made, *sampler.programs({"weights": weights} | beside)]
 
@@ -154,6 +153,7 @@ def of_grpo(
     state = abstract_state(
         trained_model, optimizer, mesh, lora=cfg.lora, num_rows=rows, weights=cfg.optim.weights
     )
+    others = Others.of(cfg, model, mesh, state)
     sampled_as = (cfg.mesh, cfg.sampling.max_rows)
     if sampled_as not in samplers:
         asked = Asked(
@@ -163,10 +163,9 @@ def of_grpo(
             modes=group_modes(cfg.rollouts, cfg.sampling.num_samples),
         )
         policy = dataclasses.replace(subject.policy, model=model)
-        kept = kept_as(cfg.lora)
+        kept = type_of(others.behaviour)
         samplers[sampled_as] = Sampler(policy, cfg.mesh, topology, asked, kept=kept)
     sampler = samplers[sampled_as]
-    others = Others.of(cfg, model, mesh, state)
     num_rollouts = cfg.prompts_per_step * cfg.sampling.num_samples
     lengths = [longest + cfg.sampling.max_new_tokens] * num_rollouts
     at_work = {"sampler weights": sampler.params, "sampler state": sampler.state}

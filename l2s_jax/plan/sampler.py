@@ -38,7 +38,12 @@ class Asked:
 
 
 class Sampler:
-    """The sampler's programs, on the devices of one host; all hosts have the same."""
+    """The sampler's programs, on the devices of one host; all hosts have the same.
+
+    Args:
+      policy: needs no weights.
+      kept: the type of the weights that the sampler takes over.
+    """
 
     def __init__(
         self,
@@ -49,7 +54,6 @@ class Sampler:
         *,
         kept: DTypeName = "float32",
     ):
-        """Args: policy, without weights; how these are kept before the sampler takes them over."""
         self._model, self._mesh = policy.model, sampler_mesh(mesh, topology)
         engine = Engine(policy, asked.sampling, self._mesh)
         share = -(-asked.num_prompts // topology.num_hosts)
