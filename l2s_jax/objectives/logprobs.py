@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens, from hidden states, in blocks of the vocabulary.
+"""Log-probabilities of tokens, from hidden states, in blocks of the vocabulary.
 
 Lives here: the one way from the last hidden states and the head matrix to what the losses read.
 Not here: the model that makes the hidden states (`model`), the losses (`sft`, `losses`), the
@@ -82,30 +82,6 @@ def token_logp(
       block: the most vocabulary rows whose logits are held at a time.
       places: of blocks of the head, on a mesh.
     """
-    return token_logp_and_entropy(
-        hidden_BTD,
-        head_VD,
-        targets_BT,
-        wanted_BT=wanted_BT,
-        own=own,
-        temperature=temperature,
-        block=block,
-        places=places,
-    )[0]
-
-
-def token_logp_and_entropy(
-    hidden_BTD: Float[Array, "B T D"],
-    head_VD: Float[Array, "V D"],
-    targets_BT: Int[Array, "B T"],
-    *,
-    wanted_BT: Bool[Array, "B T"] | None = None,
-    own: OwnRows | None = None,
-    temperature: Temperature = 1.0,
-    block: int = 8192,
-    places: Places = ANYWHERE,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Returns `token_logp` and the entropy at each position in nats; no gradient by entropy."""
     if block < 1:
         raise ValueError(f"block={block}: no logits at a time. Give 1 or more; 8192 is usual.")
     if isinstance(temperature, float | int) and not temperature > 0:
@@ -230,16 +206,16 @@ def _blocked(block, places, hidden_BTD, head_VD, own, targets_BT, wanted_BT, inv
 def _blocked_forward(block, places, hidden_BTD, head_VD, own, targets_BT, wanted_BT, inverse_B):
     of_part = tuple(_cut(wanted_BT, array) for array in (hidden_BTD, targets_BT))
     made = _forward(block, places, of_part, parts_needed(wanted_BT), head_VD, own, inverse_B)
-    logp_BT, entropy_BT, *partition = (_join(wanted_BT, array) for array in made)
+    logp_BT, *partition = (_join(wanted_BT, array) for array in made)
     saved = (hidden_BTD, head_VD, own, targets_BT, wanted_BT, inverse_B, *partition)
-    return (logp_BT, entropy_BT), saved
+    return logp_BT, saved
 
 
 def _forward(block, places, of_part, needed, head_VD, own, inverse_B):
-    """Returns (logp, entropy, maximum, sum of exp above it) of each, [P, B, S]."""
+    """Returns (logp, maximum, sum of exp above it) of each, [P, B, S]."""
 
     def absorb(state, hidden_BSD, head_CD, live_11C, at_BS, here_BS):
-        max_BS, sum_BS, moment_BS, picked_BS = state
+        max_BS, sum_BS, picked_BS = state
         logits_BSC = _logits(hidden_BSD, head_CD, inverse_B)
         new_max_BS = jnp.maximum(
             max_BS, jnp.max(logits_BSC, axis=-1, where=live_11C, initial=-jnp.inf)
@@ -247,10 +223,9 @@ def _forward(block, places, of_part, needed, head_VD, own, inverse_B):
         weight_BSC = jnp.where(live_11C, jnp.exp(logits_BSC - new_max_BS[..., None]), 0.0)
         decay_BS = jnp.exp(max_BS - new_max_BS)  # 0 in the first block, whose old maximum is -inf
         sum_BS = sum_BS * decay_BS + weight_BSC.sum(axis=-1)
-        moment_BS = moment_BS * decay_BS + (weight_BSC * logits_BSC).sum(axis=-1)
         at_BS1 = jnp.clip(at_BS, 0, logits_BSC.shape[-1] - 1)[..., None]
         logit_BS = jnp.take_along_axis(logits_BSC, at_BS1, axis=-1)[..., 0]
-        return new_max_BS, sum_BS, moment_BS, jnp.where(here_BS, logit_BS, picked_BS)
+        return new_max_BS, sum_BS, jnp.where(here_BS, logit_BS, picked_BS)
 
     def owned(targets_BS):
         """(place among an adapter's words, True where it is one)."""
@@ -281,21 +256,18 @@ def _forward(block, places, of_part, needed, head_VD, own, inverse_B):
         return _over_parts(needed, of_part, on_part, state_P)
 
     zeros_PBS = jnp.zeros(of_part[1].shape, jnp.float32)
-    state_P = (jnp.full_like(zeros_PBS, -jnp.inf), zeros_PBS, zeros_PBS, zeros_PBS)
+    state_P = (jnp.full_like(zeros_PBS, -jnp.inf), zeros_PBS, zeros_PBS)
     with_own = own is not None and own.ids.shape[0] > 0
     if with_own:  # first, so that a block of nothing but such words finds a maximum
         state_P = _over_parts(needed, of_part, own_words, state_P)
-    max_PBS, sum_PBS, moment_PBS, picked_PBS = jax.lax.fori_loop(
-        0, _num_blocks(block, head_VD), body, state_P
-    )
+    max_PBS, sum_PBS, picked_PBS = jax.lax.fori_loop(0, _num_blocks(block, head_VD), body, state_P)
     logp_PBS = picked_PBS - max_PBS - jnp.log(sum_PBS)
-    entropy_PBS = max_PBS + jnp.log(sum_PBS) - moment_PBS / sum_PBS
-    return logp_PBS, entropy_PBS, max_PBS, sum_PBS
+    return logp_PBS, max_PBS, sum_PBS
 
 
-def _blocked_backward(block, places, saved, cotangents):
+def _blocked_backward(block, places, saved, cotangent_BT):
     hidden_BTD, head_VD, own, targets_BT, wanted_BT, inverse_B, max_BT, sum_BT = saved
-    scale_BT = cotangents[0] * inverse_B[:, None]
+    scale_BT = cotangent_BT * inverse_B[:, None]
     by_row = (hidden_BTD, targets_BT, scale_BT, max_BT, sum_BT)
     of_part = tuple(_cut(wanted_BT, array) for array in by_row)
     hidden_grad_PBSD, head_grad_VD, rows_grad_RD = _backward(

@@ -12,7 +12,6 @@ from l2s_jax.objectives.logprobs import (
     num_parts,
     parts_needed,
     token_logp,
-    token_logp_and_entropy,
 )
 
 
@@ -26,14 +25,13 @@ def inputs(seed=0, rows=2, time=5, width=8, words=37, scale=1.0):
 
 
 def by_definition(hidden, head, targets, temperature):  # float64, one position at a time
-    logp, entropy = np.zeros(targets.shape), np.zeros(targets.shape)
+    logp = np.zeros(targets.shape)
     for b, t in np.ndindex(*targets.shape):
         logits = head.astype(np.float64) @ hidden[b, t].astype(np.float64) / temperature[b]
         everything = logits - logits.max()
         everything -= np.log(np.sum(np.exp(everything)))
         logp[b, t] = everything[targets[b, t]]
-        entropy[b, t] = -np.sum(np.exp(everything) * everything)
-    return logp, entropy
+    return logp
 
 
 # 37 words: one block, blocks that divide nothing, of one word, all but one word, exact halves.
@@ -41,13 +39,12 @@ def by_definition(hidden, head, targets, temperature):  # float64, one position 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_equals_definition(words, block, temperature):
     hidden, head, targets = inputs(words=words)
-    logp, entropy = token_logp_and_entropy(
+    logp = token_logp(
         jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets),
         temperature=temperature, block=block,
     )  # fmt: skip
-    want_logp, want_entropy = by_definition(hidden, head, targets, [temperature] * 2)
-    np.testing.assert_allclose(logp, want_logp, atol=1e-5)
-    np.testing.assert_allclose(entropy, want_entropy, atol=1e-5)
+    want = by_definition(hidden, head, targets, [temperature] * 2)
+    np.testing.assert_allclose(logp, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [64, 8])
@@ -60,7 +57,7 @@ def test_temperature_per_row_may_be_traced(block):
             temperature=temperature_B, block=block,
         )
     )(temperature)  # fmt: skip
-    want, _ = by_definition(hidden, head, targets, temperature)
+    want = by_definition(hidden, head, targets, temperature)
     np.testing.assert_allclose(logp, want, atol=1e-5)
 
 
@@ -125,10 +122,9 @@ def test_only_what_is_wanted_is_made(time, counts):
     weights = scale * np.random.default_rng(3).normal(size=targets.shape).astype(np.float32)
     poisoned = np.where(wanted[..., None], hidden, np.nan)
     arrays = tuple(map(jnp.asarray, (poisoned, head, targets)))
-    logp, entropy = token_logp_and_entropy(*arrays, wanted_BT=jnp.asarray(wanted), block=8)
-    want_logp, want_entropy = by_definition(hidden, head, targets, [1.0] * len(counts))
-    np.testing.assert_allclose(logp, np.where(wanted, want_logp, 0), atol=1e-5)
-    np.testing.assert_allclose(entropy, np.where(wanted, want_entropy, 0), atol=1e-5)
+    logp = token_logp(*arrays, wanted_BT=jnp.asarray(wanted), block=8)
+    want = by_definition(hidden, head, targets, [1.0] * len(counts))
+    np.testing.assert_allclose(logp, np.where(wanted, want, 0), atol=1e-5)
     got = blocked_gradients(*arrays, jnp.asarray(weights), wanted_BT=jnp.asarray(wanted), block=8)
     want = gradients_by_definition(hidden, head, targets, weights * wanted, 0.7)
     for one, other in zip(got, want, strict=True):
@@ -158,10 +154,9 @@ def test_rows_of_an_adapter_stand_for_those_of_the_table(ids, block):
     whole[ids] = rows
     arrays = tuple(map(jnp.asarray, (hidden, head, targets)))
     own = OwnRows(ids=jnp.asarray(ids, jnp.int32), rows=jnp.asarray(rows))
-    logp, entropy = token_logp_and_entropy(*arrays, own=own, block=block)
-    want_logp, want_entropy = by_definition(hidden, whole, targets, [1.0] * 2)
-    np.testing.assert_allclose(logp, want_logp, atol=1e-5)
-    np.testing.assert_allclose(entropy, want_entropy, atol=1e-5)
+    logp = token_logp(*arrays, own=own, block=block)
+    want = by_definition(hidden, whole, targets, [1.0] * 2)
+    np.testing.assert_allclose(logp, want, atol=1e-5)
 
     def loss(hidden, rows):
         own = OwnRows(ids=jnp.asarray(ids, jnp.int32), rows=rows)
@@ -204,25 +199,11 @@ def test_blocks_are_nearly_alike(words, most, want):
     assert -(-words // block) == -(-words // most)  # never more of them
 
 
-def test_entropy_carries_no_gradient():
-    hidden, head, targets = (jnp.asarray(a) for a in inputs(4))
-    for block in (64, 8):
-        grad = jax.grad(
-            lambda head, block=block: token_logp_and_entropy(hidden, head, targets, block=block)[
-                1
-            ].sum()
-        )(head)
-        np.testing.assert_array_equal(grad, 0)
-
-
 def test_large_logits_stay_finite():
     hidden, head, targets = inputs(5, scale=1e3)
-    logp, entropy = token_logp_and_entropy(
-        jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), block=8
-    )
-    want_logp, want_entropy = by_definition(hidden, head, targets, [1.0] * 2)
-    np.testing.assert_allclose(logp, want_logp, rtol=1e-5, atol=5e-3)
-    np.testing.assert_allclose(entropy, want_entropy, atol=5e-3)  # logits near 1e4, 1e-7 each
+    logp = token_logp(jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), block=8)
+    want = by_definition(hidden, head, targets, [1.0] * 2)
+    np.testing.assert_allclose(logp, want, rtol=1e-5, atol=5e-3)
 
 
 @pytest.mark.parametrize("block", [64, 8])
@@ -250,7 +231,7 @@ def test_bfloat16_inputs_accumulate_in_float32():
     logp = token_logp(hidden, head, targets, block=8)
     assert logp.dtype == jnp.float32
     rounded_hidden, rounded_head = (np.asarray(a.astype(jnp.float32)) for a in (hidden, head))
-    want, _ = by_definition(rounded_hidden, rounded_head, np.asarray(targets), [1.0] * 2)
+    want = by_definition(rounded_hidden, rounded_head, np.asarray(targets), [1.0] * 2)
     np.testing.assert_allclose(logp, want, atol=1e-5)  # the inputs are rounded, the sums are not
     for grad, exact in zip(
         jax.grad(loss, argnums=(0, 1))(hidden, head),
