@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Int
 
 from l2s_jax.evaluation.records import Answer, group_by, is_right, is_short
@@ -113,6 +112,8 @@ def accuracy(answers: Sequence[Answer]) -> Estimate:
     if share.mean not in (0.0, 1.0):
         return share
     num_problems = len({answer["id"] for answer in answers})
+    import scipy.stats  # slow to import: whoever only reads a summary must not pay
+
     exact = scipy.stats.binomtest(int(share.mean) * num_problems, num_problems)
     low, high = exact.proportion_ci(CONFIDENCE, method="exact")
     return Estimate(mean=share.mean, low=float(low), high=float(high))
@@ -141,6 +142,8 @@ def spearman(x_N: Sequence[float | int], y_N: Sequence[float | int]) -> float:
     """Rank correlation, ties at their mean rank; nan where a side is constant or has one value."""
     if len(set(x_N)) < 2 or len(set(y_N)) < 2:
         return float("nan")
+    import scipy.stats
+
     # Pearson on the ranks; scipy's p-value is not asked for, six levels have none worth reading.
     return float(np.corrcoef(scipy.stats.rankdata(x_N), scipy.stats.rankdata(y_N))[0, 1])
 

@@ -87,8 +87,9 @@ class Tokenizer:
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """The tokenizer of a model folder; its stop ids come from the folder's configs."""
-    # Slow to import; `l2s --help` must not pay.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    # Slow to import, AutoTokenizer most of all (it wakes torch, where that is installed): each is
+    # paid for by those who need it.
+    from transformers import PreTrainedTokenizerFast
 
     folder = model_folder(path)
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
@@ -100,6 +101,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         # replace the file's rules by Qwen2's own: another tokenizer loses words without a sound.
         hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
     else:
+        from transformers import AutoTokenizer
+
         hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     found = from_hf(hf, _stop_ids(folder, hf))
     return dataclasses.replace(found, files=read_files(folder))
