@@ -59,11 +59,9 @@ class RecordedTraces:
     def _content(self) -> "_Content":
         content = _read_traces(self.path)
         _must_hold_some(content.problems, content.faults, self.path)
-        for name, kind in (
-            (self.long_teacher, "long"),
-            *((t, "short") for t in self.short_teachers or ()),
-        ):
-            content.must_know(name, kind, self.path)
+        content.must_know("RecordedTraces.long_teacher", self.long_teacher, "long", self.path)
+        for name in self.short_teachers or ():
+            content.must_know("RecordedTraces.short_teachers", name, "short", self.path)
         return content
 
     @property
@@ -133,7 +131,7 @@ class PublishedTraces:
             return None
         content = _read_traces(self.shorts)
         for name in self.short_teachers or ():
-            content.must_know(name, "short", self.shorts)
+            content.must_know("PublishedTraces.short_teachers", name, "short", self.shorts)
         return content
 
     @functools.cached_property
@@ -164,12 +162,12 @@ class _Content:
         traces = (_trace(row, cut_short(row["response"])) for row in rows)
         return [trace for trace in traces if trace is not None][:k]
 
-    def must_know(self, name: str, kind: str, path: str) -> None:
+    def must_know(self, field: str, name: str, kind: str, path: str) -> None:
         if self.kinds.get(name) != kind:
             known = ", ".join(sorted(model for model, k in self.kinds.items() if k == kind))
             raise ValueError(
-                f"RecordedTraces {kind} teacher {name!r} wrote no {kind} trace in {path}."
-                f" The file has {known or 'none of that kind'}."
+                f"{field}: {name!r} wrote no {kind} trace in {path}. Those who did:"
+                f" {known or 'nobody'}."
             )
 
 

@@ -47,11 +47,14 @@ def test_long_trace_without_its_mark_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("teachers", "says"),
     [
-        ({"long_teacher": "nobody"}, "long teacher 'nobody'.*thinker"),
-        ({"long_teacher": "terse"}, "long teacher 'terse'"),
+        (
+            {"long_teacher": "nobody"},
+            "RecordedTraces.long_teacher: 'nobody' wrote no long .*thinker",
+        ),
+        ({"long_teacher": "terse"}, "RecordedTraces.long_teacher: 'terse'"),
         (
             {"long_teacher": "thinker", "short_teachers": ("thinker",)},
-            "short teacher.*other, terse",
+            "RecordedTraces.short_teachers: 'thinker' .*other, terse",
         ),
     ],
 )
@@ -142,6 +145,9 @@ def test_published_long_traces_with_short_ones_of_ones_own(tmp_path):
     first = PublishedTraces(path=path, layout="stratos", limit=1)
     assert [problem.id for problem in first.load()] == [four.id]  # ids come from the question alone
     assert first.short_candidates(four, 8) == []
+    unknown = dataclasses.replace(source, short_teachers=("nobody",))
+    with pytest.raises(ValueError, match=r"PublishedTraces\.short_teachers: 'nobody' .*terse"):
+        unknown.short_candidates(four, 1)
 
 
 def test_a_published_trace_that_is_not_whole_is_missing(tmp_path):
