@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from l2s_jax.data.arithmetic import ArithmeticTeachers
