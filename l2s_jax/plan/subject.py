@@ -26,6 +26,7 @@ from l2s_jax.training.curated import CuratedItems
 from l2s_jax.training.grpo import GrpoRun, check_problems
 from l2s_jax.training.policy import MODEL_FILE, without_weights
 from l2s_jax.training.sft import SftRun
+from l2s_jax.types import Problem
 
 PROMPT_TOKENS = 512  # of the longest prompt, where the problems cannot be read
 NUM_TRIGGERS = 4
@@ -132,32 +133,34 @@ def _with_rows(subject: Subject) -> Subject:
 
 def longest_prompt(cfg: GrpoRun, subject: Subject) -> tuple[int, tuple[str, ...]]:
     """(tokens of the longest prompt, what was assumed)."""
-    if subject.policy.tokenizer is not None:
-        try:
-            problems = cfg.problems.load()
-        except FileNotFoundError:
-            pass
-        else:
-            return check_problems(cfg, subject.policy, problems), ()
+    problems = problems_of(cfg, subject)
+    if problems is not None:
+        return check_problems(cfg, subject.policy, problems), ()
     note = f"problems or tokenizer are not at hand: the longest prompt is taken as {PROMPT_TOKENS}"
     return PROMPT_TOKENS, (f"{note} tokens",)
 
 
 def prompts_of(cfg: EvalRun, subject: Subject) -> tuple[int, int, tuple[str, ...]]:
     """(prompts of an evaluation, tokens of the longest, what was assumed)."""
-    if subject.policy.tokenizer is not None:
-        try:
-            problems = cfg.problems.load()
-        except FileNotFoundError:
-            pass
-        else:
-            lengths = [len(r.prompt_ids) for r in ask(problems, subject.policy.tokenizer)]
-            return len(lengths), max(lengths), ()
+    problems, tokenizer = problems_of(cfg, subject), subject.policy.tokenizer
+    if problems is not None and tokenizer is not None:
+        lengths = [len(request.prompt_ids) for request in ask(problems, tokenizer)]
+        return len(lengths), max(lengths), ()
     note = (
         f"problems or tokenizer are not at hand: the longest prompt is taken as {PROMPT_TOKENS}"
         " tokens, and prompts as enough to keep all rows at work"
     )
     return MANY * cfg.sampling.max_rows, PROMPT_TOKENS, (note,)
+
+
+def problems_of(cfg: GrpoRun | EvalRun, subject: Subject) -> list[Problem] | None:
+    """A run's problems; None where they, or a tokenizer to measure them with, are not at hand."""
+    if subject.policy.tokenizer is None:
+        return None
+    try:
+        return cfg.problems.load()
+    except FileNotFoundError:
+        return None
 
 
 def num_token_rows(cfg: SftRun | GrpoRun, subject: Subject) -> int:
